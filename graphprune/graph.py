@@ -1,0 +1,266 @@
+"""The dependency graph: which slices of which tensors disappear together.
+
+A *group* is one prunable axis of the network (the channels of one MLP, the key/value heads of one attention, …); a
+*unit* is one position along it. A *member* is one dimension of one tensor that the axis runs through. Everything here
+is a frozen value: printable, comparable, and dumpable to JSON.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+from typing import Any, Literal
+
+import networkx as nx
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from graphprune.selection import Selection
+
+
+class Value(BaseModel):
+    """Base of the graph's values: immutable, no unknown fields."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Block(Value):
+    """Where an axis lies inside one tensor dimension, as nested strides.
+
+    Unit ``u`` occupies ``start + u·unit_stride + Σ_k i_k·stride_k`` for every ``i_k`` in ``range(count_k)``.
+    """
+
+    start: int
+    unit_stride: int
+    loops: tuple[tuple[int, int], ...] = ()
+
+    def offsets(self) -> torch.Tensor:
+        """The indices of unit 0, sorted; int64, one per element of a unit in this block."""
+        offsets = torch.tensor([self.start])
+        for count, stride in self.loops:
+            offsets = (offsets[:, None] + torch.arange(count) * stride).reshape(-1)
+        return offsets.sort().values
+
+
+class Axis(Value):
+    """A dimension of length ``length`` that a group of ``size`` units runs through."""
+
+    size: int
+    length: int
+    blocks: tuple[Block, ...]
+
+    def indices(self, unit: int) -> torch.Tensor:
+        """Sorted int64 indices of ``unit`` along this dimension."""
+        if not 0 <= unit < self.size:
+            raise IndexError(f"unit {unit} is outside 0..{self.size - 1}")
+        return torch.cat([b.offsets() + unit * b.unit_stride for b in self.blocks]).sort().values
+
+    def unit_of(self) -> torch.Tensor:
+        """For every index of the dimension the unit that owns it, or -1; int64 of shape ``(length,)``."""
+        owner = torch.full((self.length,), -1, dtype=torch.int64)
+        units = torch.arange(self.size)
+        for block in self.blocks:
+            where = block.offsets()[:, None] + units * block.unit_stride
+            owner[where] = units.expand_as(where)
+        return owner
+
+
+class Member(Axis):
+    """One dimension of one parameter or persistent buffer through which a group runs.
+
+    ``consumes`` is true where the operation that reads the tensor sums over this dimension (the input side of a
+    linear map): zeroing that slice alone already silences the unit.
+    """
+
+    tensor: str
+    dim: int
+    consumes: bool = False
+
+    def reduce(self, saliency: torch.Tensor) -> torch.Tensor:
+        """Sums an element-wise saliency of the tensor's shape to units: float32 of shape ``(size,)``."""
+        rest = [d for d in range(saliency.ndim) if d != self.dim]
+        return self.gather(saliency.sum(dim=rest) if rest else saliency)
+
+    def gather(self, per_index: torch.Tensor) -> torch.Tensor:
+        """Sums a vector of shape ``(length,)`` along this dimension to units: shape ``(size,)``."""
+        owner = self.unit_of().to(per_index.device)
+        inside = owner >= 0
+        out = torch.zeros(self.size, dtype=per_index.dtype, device=per_index.device)
+        return out.index_add_(0, owner[inside], per_index[inside])
+
+
+class MaskSite(Value):
+    """Where a unit can be silenced without changing a shape.
+
+    ``input``: multiply the last dimension of the first argument of module ``module``.
+    ``weight``: multiply dimension ``dim`` of the tensor named ``module`` (a parameter that is consumed directly).
+    ``logits``: set to -inf, along ``dim``, the input of the ``call``-th call of ``function`` inside ``module``.
+    """
+
+    kind: Literal["input", "weight", "logits"]
+    module: str
+    axis: Axis
+    dim: int = -1
+    function: str = ""
+    call: int = 0
+
+
+class Group(Value):
+    """Units that can be removed: what goes when a unit goes, and how to silence it instead.
+
+    Attributes:
+        name: ``<common module path>/<role>``; unique in the graph.
+        role: what the axis is (``attention.group``, ``mlp.channel``, ``moe.expert``, …), derived from the operations.
+        layer: index in the main stack of layers, or None outside of it.
+        size: number of units.
+        exact: whether removing a unit gives the same outputs as silencing it.
+        inexact_reason: why not, where ``exact`` is False.
+        frozen: None, or the reason why the group must not be pruned.
+    """
+
+    name: str
+    role: str
+    layer: int | None
+    size: int
+    members: tuple[Member, ...]
+    sites: tuple[MaskSite, ...] = ()
+    exact: bool = True
+    inexact_reason: str | None = None
+    frozen: str | None = None
+    minimum: int = 1
+
+    @property
+    def consumers(self) -> tuple[Member, ...]:
+        """The members on the input side of a linear map."""
+        return tuple(m for m in self.members if m.consumes)
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.size} units, {len(self.members)} tensor slices)"
+
+
+class SizeRule(Value):
+    """A Python integer that the forward pass reads and that must follow the removed units.
+
+    The attribute ``attribute`` of module (or of the config, where ``owner`` is ``"config"``) equals
+    ``constant + Σ coefficient·Π size(group)`` over ``terms``.
+    """
+
+    owner: str
+    attribute: str
+    constant: int
+    terms: tuple[tuple[int, tuple[str, ...]], ...]
+
+    def value(self, sizes: dict[str, int]) -> int:
+        """The integer for the given group sizes."""
+        total = self.constant
+        for coefficient, groups in self.terms:
+            product = coefficient
+            for group in groups:
+                product *= sizes[group]
+            total += product
+        return total
+
+
+class ConstantSlice(Value):
+    """A tensor that is computed without any parameter and handed to a module, and that a group runs through.
+
+    Such a constant (a positional bias per head, say) is not stored in the checkpoint, so it is cut when it enters
+    module ``module`` as argument ``argument`` (a keyword, or the position as a string), along ``dim``.
+    """
+
+    group: str
+    module: str
+    argument: str
+    dim: int
+    axis: Axis
+
+
+class DependencyGraph(Value):
+    """All groups of a model, and what else has to follow when units are removed.
+
+    Attributes:
+        groups: every axis that runs through a parameter, prunable or frozen.
+        rules: integers on modules and config that depend on group sizes.
+        constants: parameter-free tensors that a group runs through.
+        shapes: the shape of every parameter and persistent buffer that was seen.
+        untraced: parameters that the traced forward never touched.
+        notes: what the tracer could not follow, in words.
+    """
+
+    groups: tuple[Group, ...]
+    rules: tuple[SizeRule, ...] = ()
+    constants: tuple[ConstantSlice, ...] = ()
+    shapes: dict[str, tuple[int, ...]]
+    tied: dict[str, str] = {}
+    untraced: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    layers: int = 0
+
+    @cached_property
+    def by_name(self) -> dict[str, Group]:
+        """Groups by name."""
+        return {g.name: g for g in self.groups}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the structure (not of weights): equal for equal architectures and sizes."""
+        return hashlib.sha256(self.model_dump_json(exclude={"notes"}).encode()).hexdigest()[:16]
+
+    @cached_property
+    def nx(self) -> nx.MultiDiGraph:
+        """Group nodes, tensor nodes, and one edge per member with its dimension and blocks."""
+        graph = nx.MultiDiGraph(fingerprint=self.fingerprint, layers=self.layers)
+        for name, shape in self.shapes.items():
+            graph.add_node(name, kind="tensor", shape=list(shape))
+        for g in self.groups:
+            graph.add_node(
+                g.name,
+                kind="group",
+                role=g.role,
+                layer=g.layer,
+                size=g.size,
+                exact=g.exact,
+                frozen=g.frozen,
+            )
+            for m in g.members:
+                blocks = [b.model_dump() for b in m.blocks]
+                graph.add_edge(g.name, m.tensor, dim=m.dim, consumes=m.consumes, blocks=blocks)
+        return graph
+
+    def select(
+        self,
+        *,
+        role: str | Iterable[str] | None = None,
+        layers: Any = None,
+        name: str | None = None,
+        frozen: bool | None = False,
+    ) -> Selection:
+        """The groups that match every given condition, as an immutable :class:`Selection`.
+
+        Args:
+            role: one role or several; shell wildcards allowed (``"attention.*"``).
+            layers: an index, a list of indices, or a slice as text (``"3:-1"``), counted on the main stack.
+            name: shell wildcards or a regular expression (``re:…``) on the group's name.
+            frozen: False leaves frozen groups out, True keeps only them, None takes both.
+        """
+        everything = Selection(groups=self.groups, layers=self.layers)
+        return everything.where(role=role, layers=layers, name=name, frozen=frozen)
+
+    def cut(self, tensor: str) -> tuple[tuple[Group, Member], ...]:
+        """Every group that cuts ``tensor``, with the member that does."""
+        return tuple((g, m) for g in self.groups for m in g.members if m.tensor == tensor)
+
+    def sizes(self) -> dict[str, int]:
+        """Group sizes by name."""
+        return {g.name: g.size for g in self.groups}
+
+    def __iter__(self) -> Iterator[Group]:  # type: ignore[override]
+        return iter(self.groups)
+
+    def __str__(self) -> str:
+        roles = itertools.groupby(sorted(g.role for g in self.groups if g.frozen is None))
+        counts = ", ".join(f"{len(list(items))} {role}" for role, items in roles)
+        frozen = sum(g.frozen is not None for g in self.groups)
+        return f"DependencyGraph({counts}; {frozen} frozen; {self.layers} layers)"

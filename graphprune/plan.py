@@ -1,0 +1,137 @@
+"""A prune plan: which units of which groups go. A value that can be saved, loaded, compared and composed."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from graphprune.errors import PlanError
+from graphprune.graph import DependencyGraph, Group
+
+
+class PrunePlan(BaseModel):
+    """The units to remove, for one dependency graph.
+
+    Attributes:
+        removed: for every pruned group the sorted tuple of unit indices that go.
+        sizes: the size of every group of the graph before pruning.
+        fingerprint: of the graph the plan was made for.
+        notes: adjustments that were made to what was asked, in words.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: int = 1
+    fingerprint: str
+    sizes: dict[str, int]
+    removed: dict[str, tuple[int, ...]]
+    notes: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _check(self) -> PrunePlan:
+        for name, units in self.removed.items():
+            if name not in self.sizes:
+                raise ValueError(f"removed names the group '{name}', which 'sizes' does not list")
+            if list(units) != sorted(set(units)):
+                raise ValueError(f"group '{name}': units must be sorted and distinct, got {units}")
+            if units and not 0 <= units[0] <= units[-1] < self.sizes[name]:
+                raise ValueError(f"group '{name}' has units 0..{self.sizes[name] - 1}, got {units}")
+        return self
+
+    @classmethod
+    def remove(cls, graph: DependencyGraph, units: Mapping[str, Iterable[int]]) -> PrunePlan:
+        """A plan by hand: the given units of the given groups.
+
+        Raises:
+            PlanError: listing every unknown or frozen group, unit out of range, and group left below its minimum.
+        """
+        problems: list[str] = []
+        removed: dict[str, tuple[int, ...]] = {}
+        for name, chosen in units.items():
+            group = graph.by_name.get(name)
+            wanted = tuple(sorted({int(u) for u in chosen}))
+            if group is None:
+                problems.append(f"unknown group '{name}'; graph.groups lists {len(graph.groups)} names")
+                continue
+            problems.extend(_problems(group, wanted))
+            if wanted:
+                removed[name] = wanted
+        if problems:
+            raise PlanError("the plan cannot be made:\n" + "\n".join(f"  - {p}" for p in problems))
+        return cls(fingerprint=graph.fingerprint, sizes=graph.sizes(), removed=removed)
+
+    @classmethod
+    def load(cls, file: str | os.PathLike[str]) -> PrunePlan:
+        """Reads a plan written by :meth:`save`.
+
+        Raises:
+            PlanError: if the file is missing or is no plan.
+        """
+        path = Path(file)
+        try:
+            return cls.model_validate_json(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise PlanError(f"no plan file at {path}; plans are written by PrunePlan.save") from None
+        except (ValidationError, UnicodeDecodeError) as error:
+            raise PlanError(f"{path} is not a prune plan: {error}") from None
+
+    def save(self, file: str | os.PathLike[str]) -> None:
+        """Writes the plan as JSON, whole or not at all."""
+        path = Path(file)
+        temporary = path.with_name(path.name + ".partial")
+        temporary.write_text(json.dumps(self.model_dump(mode="json"), indent=1) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+
+    def check(self, graph: DependencyGraph) -> None:
+        """Raises :class:`PlanError` unless the plan was made for ``graph``."""
+        if self.fingerprint != graph.fingerprint:
+            raise PlanError(
+                f"the plan was made for a model with graph fingerprint {self.fingerprint}, "
+                f"this model has {graph.fingerprint}. Trace the model and make the plan again."
+            )
+
+    def kept(self, group: str) -> tuple[int, ...]:
+        """The unit indices of ``group`` that stay, sorted."""
+        gone = set(self.removed.get(group, ()))
+        return tuple(u for u in range(self.sizes[group]) if u not in gone)
+
+    def sizes_after(self) -> dict[str, int]:
+        """Group sizes by name, after pruning."""
+        return {name: size - len(self.removed.get(name, ())) for name, size in self.sizes.items()}
+
+    def ratio(self, group: str) -> float:
+        """The removed fraction of ``group``."""
+        return len(self.removed.get(group, ())) / self.sizes[group]
+
+    def __str__(self) -> str:
+        units = sum(len(u) for u in self.removed.values())
+        return f"PrunePlan({units} units of {len(self.removed)} groups)"
+
+    def summary(self) -> dict[str, Any]:
+        """Removed and total units per role-like suffix of the group names, for reports."""
+        out: dict[str, dict[str, int]] = {}
+        for name, units in self.removed.items():
+            row = out.setdefault(name.rsplit("/", 1)[-1], {"groups": 0, "removed": 0, "of": 0})
+            row["groups"] += 1
+            row["removed"] += len(units)
+            row["of"] += self.sizes[name]
+        return out
+
+
+def _problems(group: Group, units: tuple[int, ...]) -> list[str]:
+    problems = []
+    if group.frozen is not None and units:
+        problems.append(f"group '{group.name}' must not be pruned: {group.frozen}")
+    if units and not 0 <= units[0] <= units[-1] < group.size:
+        problems.append(f"group '{group.name}' has units 0..{group.size - 1}, got {units}")
+    elif group.size - len(units) < group.minimum:
+        problems.append(
+            f"group '{group.name}' has {group.size} units; removing {len(units)} leaves "
+            f"{group.size - len(units)}, below its minimum {group.minimum}"
+        )
+    return problems

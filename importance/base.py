@@ -1,0 +1,104 @@
+"""What a criterion is, and what it may look at."""
+
+from __future__ import annotations
+
+import abc
+import enum
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from graphprune.graph import Group
+
+
+class Signal(enum.Enum):
+    """Side effects of running calibration batches that a criterion can ask for."""
+
+    WEIGHT = "weight"
+    LORA = "lora"
+    WEIGHT_GRADIENT = "weight_gradient"
+    SQUARED_GRADIENT = "squared_gradient"
+    INPUT_NORM = "input_norm"
+    MASK_GRADIENT = "mask_gradient"
+
+
+@dataclass(frozen=True)
+class LoraFactors:
+    """The low-rank factors of one adapted matrix W (d × k, PyTorch layout) and their gradients.
+
+    Shapes: ``a``, ``grad_a`` (r, k); ``b``, ``grad_b`` (d, r). The layer computes ``x Wᵀ + scaling · x Aᵀ Bᵀ``.
+    ``transposed`` is true where the stored tensor is Wᵀ (k × d).
+    """
+
+    a: torch.Tensor
+    b: torch.Tensor
+    grad_a: torch.Tensor
+    grad_b: torch.Tensor
+    scaling: float
+    transposed: bool = False
+
+
+class Observation(abc.ABC):
+    """What the model and the last batches say about tensors and groups; tensor names are the graph's names.
+
+    A method raises :class:`graphprune.errors.CriterionError` if its signal was not requested or not recorded.
+    """
+
+    @abc.abstractmethod
+    def weight(self, tensor: str) -> torch.Tensor:
+        """The base weight, dequantised, without adapters; the tensor's own shape."""
+
+    @abc.abstractmethod
+    def gradient(self, tensor: str) -> torch.Tensor:
+        """dL/dW of the mean loss of the observed batches; the tensor's own shape."""
+
+    @abc.abstractmethod
+    def squared_gradient(self, tensor: str) -> torch.Tensor:
+        """Mean over samples of the squared per-sample gradient (diagonal Fisher); the tensor's own shape."""
+
+    @abc.abstractmethod
+    def lora(self, tensor: str) -> LoraFactors | None:
+        """The adapter on this tensor, or None where there is none."""
+
+    @abc.abstractmethod
+    def input_norm(self, tensor: str) -> torch.Tensor | None:
+        """L2 norm over all tokens of every input feature of the layer that holds this matrix: shape (k,)."""
+
+    @abc.abstractmethod
+    def mask_gradient(self, group: Group) -> torch.Tensor:
+        """dL/dm of the group's mask at m = 1, one per unit: shape (size,), summed over the mask's uses."""
+
+
+class Options(BaseModel):
+    """Base of a criterion's options as they stand in a spec: ``criterion: {name: ..., <options>}``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Criterion(abc.ABC):
+    """Scores the units of a group; higher means keep.
+
+    Attributes:
+        name: the name in specs.
+        options_model: the pydantic model of the options.
+        signals: what must be observed before :meth:`score` is called.
+        reference_url: the publication.
+    """
+
+    name: ClassVar[str]
+    options_model: ClassVar[type[Options]] = Options
+    reference_url: ClassVar[str]
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+
+    @property
+    @abc.abstractmethod
+    def signals(self) -> frozenset[Signal]:
+        """What this criterion needs to see; may depend on the options."""
+
+    @abc.abstractmethod
+    def score(self, group: Group, seen: Observation) -> torch.Tensor:
+        """One score per unit: float32 of shape ``(group.size,)``, on any device."""

@@ -1,0 +1,325 @@
+"""The spec: what to remove, how to judge importance, when to prune, how to train, what to write.
+
+Read by the command line, the Python interface and the documentation alike; YAML comes in through
+:func:`graphprune.load_spec`. Only ``targets`` is required.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    model_serializer,
+    model_validator,
+)
+from pydantic_core import CoreSchema
+
+from graphprune.errors import GraphPruneError, SelectionError
+from graphprune.selection import layer_indices
+
+#: Longer than any stack of layers: layer choices are checked for syntax against it, before a model is known.
+_MANY_LAYERS = 10_000
+
+
+def _as_tuple(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+def _is_layer_choice(value: Any) -> Any:
+    """Lets an index, a slice text or a list of them pass; the stack they are counted on is known later."""
+    value = tuple(value) if isinstance(value, list) else value
+    items = value if isinstance(value, tuple) else (value,)
+    if not items or any(isinstance(item, bool) or not isinstance(item, (int, str)) for item in items):
+        raise ValueError(f"expected an index, a list of indices or a slice such as '3:-1', got {value!r}")
+    try:
+        layer_indices(value, _MANY_LAYERS)
+    except SelectionError as error:
+        raise ValueError(str(error)) from None
+    return value
+
+
+def _not_empty(value: tuple[str, ...]) -> tuple[str, ...]:
+    if not value or not all(value):
+        raise ValueError("expected at least one non-empty text")
+    return value
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_as_tuple), AfterValidator(_not_empty)]
+Layers = Annotated[
+    int | str | tuple[int | str, ...],
+    BeforeValidator(_is_layer_choice),
+]
+
+
+class Section(BaseModel):
+    """Base of all parts of a spec: immutable, no unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Target(Section):
+    """Some groups and how much of each goes. Exactly one of ``ratio``, ``count`` and ``keep`` is given."""
+
+    role: Names | None = Field(
+        None, description="Role or roles of the groups, such as mlp.channel; shell wildcards allowed."
+    )
+    name: str | None = Field(
+        None, min_length=1, description="Shell wildcards, or 're:' and a regular expression, on group names."
+    )
+    layers: Layers | None = Field(
+        None, description="Index, list, or slice as text ('3:-1') on the main stack; all layers by default."
+    )
+    exclude_layers: Layers | None = Field(None, description="Layers to leave alone, written as in 'layers'.")
+    exclude: Names | None = Field(None, description="Name patterns of groups to leave alone.")
+    ratio: float | None = Field(None, ge=0, lt=1, description="Fraction of the units to remove, in [0, 1).")
+    count: int | None = Field(None, ge=0, description="Number of units to remove from every group.")
+    keep: int | None = Field(None, ge=1, description="Number of units that every group keeps.")
+    multiple_of: int = Field(
+        1, ge=1, description="Kept sizes are rounded up to a multiple of this, so never below what was asked."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Target:
+        given = [name for name in ("ratio", "count", "keep") if getattr(self, name) is not None]
+        if len(given) != 1:
+            got = " and ".join(given) or "none of them"
+            raise ValueError(f"expected exactly one of ratio, count and keep, got {got}")
+        if self.role is None and self.name is None:
+            raise ValueError("expected a role or a name pattern that says which groups go, got neither")
+        return self
+
+    def kept(self, size: int) -> int:
+        """How many of ``size`` units stay: what was asked for, rounded up to ``multiple_of``, at most all.
+
+        ``ratio`` removes ``floor(size·ratio)`` units. The group's own minimum is not looked at.
+        """
+        if self.ratio is not None:
+            # The small constant undoes binary fractions: 0.29 · 100 is 28.999999999999996.
+            kept = size - math.floor(size * self.ratio + 1e-9)
+        elif self.count is not None:
+            kept = max(size - self.count, 0)
+        else:
+            assert self.keep is not None
+            kept = self.keep
+        return min(size, math.ceil(kept / self.multiple_of) * self.multiple_of)
+
+
+class CriterionSpec(Section):
+    """An importance criterion, its own options, and the averaging that the engine does for any criterion.
+
+    In YAML options stand beside the name: ``{name: lora, variant: paper, average: 0.9}``, or just ``lora``.
+    """
+
+    name: str = Field("lora", description="A registered criterion.")
+    average: float = Field(
+        0.9,
+        ge=0,
+        lt=1,
+        description="Weight of the past in the sliding average of scores (LoRAPrune Eq. 11).",
+    )
+    options: dict[str, Any] = Field({}, description="Options of the criterion, complete, validated by it.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            value = {"name": value}
+        if not isinstance(value, dict):
+            return value
+        rest = {"name": "lora", **value}
+        own = {key: rest.pop(key) for key in ("name", "average") if key in rest}
+        rest = {**rest.pop("options", {}), **rest}
+        if isinstance(own["name"], str):
+            criterion = _criterion_class(own["name"])
+            if criterion is not None:  # TODO: until the criteria land
+                rest = criterion.options_model.model_validate(rest).model_dump(mode="json")
+        return {**own, "options": rest}
+
+    @model_serializer
+    def _write(self) -> dict[str, Any]:
+        return {"name": self.name, "average": self.average, **self.options}
+
+    def build(self) -> Any:
+        """The criterion, ready to score (:class:`graphprune.importance.Criterion`)."""
+        criterion = _criterion_class(self.name)
+        return criterion(criterion.options_model.model_validate(self.options))
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        try:
+            from graphprune.importance import criteria
+        except ImportError:
+            return {"anyOf": [{"type": "string"}, {"type": "object"}]}
+
+        average = {"type": "number", "minimum": 0, "exclusiveMaximum": 1, "default": 0.9}
+        average["description"] = cls.model_fields["average"].description or ""
+        forms: list[dict[str, Any]] = [{"type": "string", "enum": list(criteria.names())}]
+        for name, criterion in criteria.load_all().items():
+            options = handler.resolve_ref_schema(handler(criterion.options_model.__pydantic_core_schema__))
+            properties = {"name": {"const": name}, "average": average, **options.get("properties", {})}
+            required = ["name"] if name != "lora" else []
+            form = {"type": "object", "properties": properties, "additionalProperties": False}
+            forms.append({**form, "title": name, "required": [*required, *options.get("required", [])]})
+        return {"anyOf": forms, "description": "The importance criterion: a name, or a name with options."}
+
+
+def _criterion_class(name: str) -> Any:
+    """The registered criterion class; a ``ValueError`` with the nearest names for an unknown one."""
+    try:
+        from graphprune.importance import criteria
+    except ImportError:
+        return None
+
+    try:
+        return criteria.get(name)
+    except GraphPruneError as error:
+        raise ValueError(str(error)) from None
+
+
+class Schedule(Section):
+    """How the removed fraction grows over a joint run; the last prune event reaches the target exactly."""
+
+    kind: Literal["cubic", "linear", "one_shot"] = Field(
+        "cubic", description="Cubic (LoRAPrune), linear, or everything at once at the end of the warm-up."
+    )
+    warmup: float = Field(0.1, ge=0, lt=1, description="Fraction of the steps before the first removal.")
+    cooldown: float = Field(0.1, ge=0, lt=1, description="Fraction of the steps after the last removal.")
+    every: int = Field(10, ge=1, description="Optimizer steps between two prune events.")
+
+    @model_validator(mode="after")
+    def _check(self) -> Schedule:
+        if self.warmup + self.cooldown >= 1:
+            raise ValueError(
+                f"warmup + cooldown must leave steps to prune in: expected a sum below 1, "
+                f"got {self.warmup} + {self.cooldown}"
+            )
+        return self
+
+
+class Lora(Section):
+    """The low-rank adapters that are trained, and that the ``lora`` criterion reads."""
+
+    r: int = Field(8, ge=1, description="Rank of the factors.")
+    alpha: float = Field(16, gt=0, description="The update is scaled by alpha / r.")
+    dropout: float = Field(0.05, ge=0, lt=1, description="Dropout on the input of the adapters.")
+    target_modules: Names | None = Field(
+        None,
+        description="Module name endings to adapt; by default every linear layer that pruning cuts.",
+    )
+    use_rslora: bool = Field(False, description="Scale the update by alpha / sqrt(r) instead.")
+
+
+class Training(Section):
+    """Whether and how the adapters are trained, and how many batches one-shot scoring looks at."""
+
+    mode: Literal["joint", "separate", "none"] = Field(
+        "joint",
+        description="joint: prune while tuning (LoRAPrune). separate: score, prune at once, then tune. "
+        "none: score and prune at once, no tuning.",
+    )
+    steps: int = Field(200, ge=1, description="Optimizer steps.")
+    learning_rate: float = Field(1e-4, gt=0, description="Peak learning rate of AdamW.")
+    batch_size: int = Field(16, ge=1, description="Sequences per optimizer step and process.")
+    micro_batch_size: int | None = Field(
+        None, ge=1, description="Sequences per forward pass; divides batch_size, which it is by default."
+    )
+    sequence_length: int = Field(512, ge=2, description="Tokens per sequence.")
+    weight_decay: float = Field(0.0, ge=0, description="Weight decay of AdamW.")
+    warmup_ratio: float = Field(
+        0.0, ge=0, lt=1, description="Fraction of the steps in which the learning rate rises."
+    )
+    lr_scheduler: Literal["linear", "cosine", "constant"] = Field(
+        "cosine", description="How the learning rate falls after its warm-up."
+    )
+    max_grad_norm: float = Field(1.0, ge=0, description="Gradient norm to clip to; 0 does not clip.")
+    calibration_batches: int = Field(
+        10, ge=1, description="Batches of micro_batch_size sequences for scoring in modes separate and none."
+    )
+    logging_steps: int = Field(10, ge=1, description="Optimizer steps between two log lines.")
+    gradient_checkpointing: bool = Field(False, description="Recompute activations: less memory, more time.")
+
+    @model_validator(mode="after")
+    def _check(self) -> Training:
+        if self.batch_size % self.micro_batch:
+            raise ValueError(
+                f"micro_batch_size must divide batch_size {self.batch_size}, got {self.micro_batch_size}"
+            )
+        return self
+
+    @property
+    def micro_batch(self) -> int:
+        """Sequences per forward pass."""
+        return self.micro_batch_size or self.batch_size
+
+    @property
+    def accumulation(self) -> int:
+        """Forward passes per optimizer step."""
+        return self.batch_size // self.micro_batch
+
+
+class Data(Section):
+    """Training and calibration text: exactly one of ``text``, ``jsonl`` and ``dataset``."""
+
+    text: str | None = Field(None, min_length=1, description="A plain text file.")
+    jsonl: str | None = Field(None, min_length=1, description="A file with one JSON object per line.")
+    dataset: str | None = Field(None, min_length=1, description="A data set: hub id or local folder.")
+    subset: str | None = Field(None, description="The configuration of the data set, where it has several.")
+    split: str = Field("train", min_length=1, description="The split of the data set.")
+    field: str = Field("text", min_length=1, description="The field with the text, in jsonl and data sets.")
+    evaluation: str | None = Field(
+        None, min_length=1, description="A text file whose perplexity is reported before and after."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Data:
+        given = [name for name in ("text", "jsonl", "dataset") if getattr(self, name) is not None]
+        if len(given) != 1:
+            got = " and ".join(given) or "none of them"
+            raise ValueError(f"expected exactly one of text, jsonl and dataset, got {got}")
+        return self
+
+
+class Export(Section):
+    """What is written."""
+
+    targets: Annotated[tuple[Literal["hf", "graphprune"], ...], BeforeValidator(_as_tuple)] = Field(
+        ("hf",), min_length=1, description="hf: loads with from_pretrained. graphprune: loads with gp.load."
+    )
+    merge_lora: bool = Field(True, description="Merge the adapters into the weights before writing.")
+
+
+class PruneSpec(Section):
+    """A whole pruning run, as data."""
+
+    targets: tuple[Target, ...] = Field(min_length=1, description="What to remove.")
+    scope: Literal["layer", "global", "role"] = Field(
+        "layer",
+        description="Which units compete: those of one group (layer), of all groups of a target (global), "
+        "or of all selected groups of one role (role).",
+    )
+    criterion: CriterionSpec = Field(
+        default_factory=lambda: CriterionSpec.model_validate("lora"),
+        description="How importance is judged.",
+        json_schema_extra={"default": "lora"},
+    )
+    schedule: Schedule = Field(Schedule(), description="When units go, in a joint run.")
+    lora: Lora = Field(Lora(), description="The adapters.")
+    training: Training = Field(Training(), description="Whether and how to train.")
+    data: Data | None = Field(None, description="Text to train and calibrate on; may be given at run time.")
+    export: Export = Field(Export(), description="What to write.")
+    seed: int = Field(0, ge=0, le=2**32 - 1, description="Seed of everything random.")
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema (2020-12) of specs, with the options of every registered criterion, for editors."""
+    schema = PruneSpec.model_json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}

@@ -1,1 +1,1 @@
-"""The engine: schedule, averages, adapters, data, the Trainer callback, and the run that ties them together."""
+"""The engine: schedule, averages, adapters, data, the Trainer callback, and the run itself."""

@@ -21,7 +21,7 @@ def update(average: Scores, scores: Scores, decay: float) -> dict[str, torch.Ten
         decay: λ in [0, 1); 0 keeps only the current step.
 
     Returns:
-        The new average of every group in ``scores``: float32, on the scores' device. The arguments are not changed.
+        The new average of every group in ``scores``: float32, on the scores' device.
     """
     new = {}
     for name, score in scores.items():

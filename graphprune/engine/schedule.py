@@ -16,13 +16,13 @@ class Schedule:
     With T steps, a warm-up of ``w·T`` and a cool-down of ``c·T`` steps, the removed fraction of the target is
 
     - ``cubic``: ``f + (i − f)·(1 − (t − t0)/(T·(1 − w − c)))³`` with i = 0, f = 1 and t0 = w·T, the schedule
-      of Zhu & Gupta, "To prune, or not to prune" (2017, https://arxiv.org/abs/1710.01878), which LoRAPrune uses;
+      of Zhu & Gupta, "To prune, or not to prune" (2017, https://arxiv.org/abs/1710.01878), used by LoRAPrune;
     - ``linear``: the same with exponent 1;
     - ``one_shot``: everything at once, right after the warm-up (at the first step where there is none).
 
     Pruning happens at the multiples of ``every`` inside the ramp and once more at its last step, where the
-    fraction is exactly 1: the target is always reached, however short the run. (The published code prunes only
-    while the ratio is strictly below the target and so never applies the target itself.)
+    fraction is exactly 1: the target is always reached, however short the run. (The published code prunes
+    only while the ratio is strictly below the target and so never applies the target itself.)
 
     Attributes:
         kind: the shape of the ramp.
@@ -70,7 +70,7 @@ class Schedule:
         return (*range(first, self.end, self.every), self.end)
 
     def fraction(self, step: int) -> float:
-        """The fraction of the target that is to be gone by ``step``: in [0, 1], growing, 1 from the end on."""
+        """The fraction of the target to be gone by ``step``: in [0, 1], growing, exactly 1 at the end."""
         if step >= self.end:
             return 1.0
         if step <= self.start or self.kind == "one_shot":

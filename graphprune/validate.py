@@ -1,0 +1,214 @@
+"""Does a spec fit a model? Everything that can be said before a single weight is looked at."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from graphprune.errors import SelectionError, SpecError
+from graphprune.graph import DependencyGraph, Group
+from graphprune.schema import PruneSpec, Target
+from graphprune.selection import Selection
+
+
+@dataclass(frozen=True)
+class ResolvedTarget:
+    """A target and the groups of one graph that it means, in graph order, without the frozen ones (noted)."""
+
+    target: Target
+    groups: tuple[Group, ...]
+    notes: tuple[str, ...] = ()
+
+
+def resolve_targets(
+    spec: PruneSpec, graph: DependencyGraph, source: str = "spec"
+) -> tuple[ResolvedTarget, ...]:
+    """The groups that each target of ``spec`` selects, one entry per target, in order.
+
+    Raises:
+        SpecError: listing every target that selects nothing or only frozen groups, and every group that two
+            targets select.
+    """
+    problems: list[str] = []
+    resolved: list[ResolvedTarget] = []
+    for index, target in enumerate(spec.targets):
+        where = f"targets[{index}]"
+        try:
+            chosen = _select(target, graph)
+        except SelectionError as error:
+            problems.append(f"{where}: {error}")
+            continue
+        groups = tuple(g for g in chosen if g.frozen is None)
+        frozen = tuple(g for g in chosen if g.frozen is not None)
+        if not chosen:
+            problems.append(f"{where}: {_nothing(target, graph)}")
+        elif not groups:
+            problems.append(f"{where}: {_only_frozen(frozen)}")
+        notes = tuple(
+            f"{where}: {len(frozen)} frozen groups left alone: {reason}" for reason in _reasons(frozen)
+        )
+        resolved.append(ResolvedTarget(target, groups, notes if groups else ()))
+    if not problems:
+        problems = _overlaps(resolved)
+    if problems:
+        raise SpecError(problems, source)
+    return tuple(resolved)
+
+
+def check(spec: PruneSpec, graph: DependencyGraph, source: str = "spec") -> list[str]:
+    """Checks ``spec`` against the graph of a model and returns what is worth knowing, in words.
+
+    Raises:
+        SpecError: listing every problem: those of :func:`resolve_targets`, and every amount that leaves
+            nothing or less than a group's minimum.
+    """
+    notes: list[str] = []
+    problems: list[str] = []
+    for index, item in enumerate(resolve_targets(spec, graph, source)):
+        where = f"targets[{index}].{amount(item.target)}"
+        notes.extend(item.notes)
+        notes.extend(_inexact(index, item.groups))
+        too_much = _too_much(item) if spec.scope == "layer" else _too_much_together(item)
+        problems.extend(f"{where}: {problem}" for problem in too_much)
+        if all(item.target.kept(g.size) == g.size for g in item.groups) and item.target.ratio != 0:
+            sizes = _sizes(item.groups)
+            notes.append(
+                f"{where}: removes nothing from groups of {sizes} units; raise the amount or drop the target"
+            )
+    if problems:
+        raise SpecError(problems, source)
+    return notes
+
+
+def amount(target: Target) -> str:
+    """Which of ``ratio``, ``count`` and ``keep`` the target gives."""
+    return next(name for name in ("ratio", "count", "keep") if getattr(target, name) is not None)
+
+
+def _select(target: Target, graph: DependencyGraph) -> Selection:
+    chosen = graph.select(role=target.role, layers=target.layers, name=target.name, frozen=None)
+    if target.exclude_layers is not None:
+        chosen = chosen - chosen.where(layers=target.exclude_layers)
+    for pattern in target.exclude or ():
+        chosen = chosen - chosen.where(name=pattern)
+    return chosen
+
+
+def _nothing(target: Target, graph: DependencyGraph) -> str:
+    """Why a selection is empty: what was asked, and what there is."""
+    fields = ("role", "name", "layers", "exclude_layers", "exclude")
+    asked = {field: getattr(target, field) for field in fields if getattr(target, field) is not None}
+    words = ", ".join(f"{field} {_plain(value)}" for field, value in asked.items())
+    near = [n for role in target.role or () for n in get_close_matches(role, {g.role for g in graph}, n=1)]
+    hint = (
+        f" Did you mean {' or '.join(map(repr, near))}?"
+        if near and set(near) != set(target.role or ())
+        else ""
+    )
+    return f"selects no group ({words}).{hint} The model has {_inventory(graph.groups, graph.layers)}."
+
+
+def _plain(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _inventory(groups: Iterable[Group], layers: int) -> str:
+    """Roles with the layers they occur in, for messages: ``mlp.channel in layers 0-31; ...``."""
+    by_role: dict[str, set[int | None]] = {}
+    for group in groups:
+        by_role.setdefault(group.role + (" (frozen)" if group.frozen else ""), set()).add(group.layer)
+    parts = [f"{role} {_ranges(where)}" for role, where in sorted(by_role.items())]
+    return f"{layers} layers and these roles: " + ("; ".join(parts) if parts else "none at all")
+
+
+def _ranges(layers: set[int | None]) -> str:
+    """``in layers 0-3, 5`` for {0, 1, 2, 3, 5}; ``outside the layers`` for {None}."""
+    numbers = sorted(n for n in layers if n is not None)
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and runs[-1][-1] == number - 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    inside = ", ".join(str(r[0]) if len(r) == 1 else f"{r[0]}-{r[-1]}" for r in runs)
+    outside = "outside the layers" if None in layers else ""
+    return " and ".join(part for part in (f"in layers {inside}" if inside else "", outside) if part)
+
+
+def _only_frozen(frozen: tuple[Group, ...]) -> str:
+    lines = [f"selects only groups that must not be pruned ({len(frozen)}):"]
+    lines += [f"      {reason}" for reason in _reasons(frozen)]
+    return "\n".join(
+        [*lines, "      Select other groups; `graphprune trace MODEL` lists which can be pruned."]
+    )
+
+
+def _reasons(frozen: Iterable[Group]) -> list[str]:
+    """Each distinct reason once, with the group it was met in first and how many more share it."""
+    met: dict[str, list[str]] = {}
+    for group in frozen:
+        met.setdefault(group.frozen or "", []).append(group.name)
+    return [
+        f"'{names[0]}'" + (f" and {len(names) - 1} more" if len(names) > 1 else "") + f": {reason}"
+        for reason, names in met.items()
+    ]
+
+
+def _overlaps(resolved: list[ResolvedTarget]) -> list[str]:
+    """Every pair of targets that share groups, with the first shared one."""
+    shared: dict[tuple[int, int], list[str]] = {}
+    owner: dict[str, int] = {}
+    for index, item in enumerate(resolved):
+        for group in item.groups:
+            first = owner.setdefault(group.name, index)
+            if first != index:
+                shared.setdefault((first, index), []).append(group.name)
+    return [
+        f"targets[{first}] and targets[{second}] both select {len(names)} groups, '{names[0]}' first; "
+        "a group takes one amount only. Narrow one of them with layers, name or exclude."
+        for (first, second), names in shared.items()
+    ]
+
+
+def _too_much(item: ResolvedTarget) -> list[str]:
+    """One line per distinct size at which the amount goes below a group's minimum."""
+    target = item.target
+    cases: dict[tuple[int, int], list[str]] = {}
+    for group in item.groups:
+        if target.kept(group.size) < group.minimum:
+            cases.setdefault((group.size, group.minimum), []).append(group.name)
+    return [
+        f"group '{names[0]}'{f' and {len(names) - 1} more' if len(names) > 1 else ''} "
+        f"{'has' if len(names) == 1 else 'have'} {size} units; {_told(target)} leaves {target.kept(size)}, "
+        f"below the minimum {minimum}. Remove less."
+        for (size, minimum), names in cases.items()
+    ]
+
+
+def _too_much_together(item: ResolvedTarget) -> list[str]:
+    """The same for units that compete across groups: only the totals can be judged before scores exist."""
+    size, minimum = (sum(getattr(g, field) for g in item.groups) for field in ("size", "minimum"))
+    kept = sum(item.target.kept(g.size) for g in item.groups)
+    if kept >= minimum:
+        return []
+    left = f"leaves {kept}, below the minimum {minimum}. Remove less."
+    return [f"{len(item.groups)} groups have {size} units together; {_told(item.target)} {left}"]
+
+
+def _told(target: Target) -> str:
+    return f"{amount(target)} {getattr(target, amount(target))}"
+
+
+def _inexact(index: int, groups: tuple[Group, ...]) -> list[str]:
+    reasons = Counter(g.inexact_reason or "no reason recorded" for g in groups if not g.exact)
+    return [
+        f"targets[{index}]: in {count} groups removal is not the same as masking: {reason}"
+        for reason, count in reasons.items()
+    ]
+
+
+def _sizes(groups: Iterable[Group]) -> str:
+    sizes = sorted({g.size for g in groups})
+    return str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import enum
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -28,8 +28,9 @@ class Signal(enum.Enum):
 class LoraFactors:
     """The low-rank factors of one adapted matrix W (d × k, PyTorch layout) and their gradients.
 
-    Shapes: ``a``, ``grad_a`` (r, k); ``b``, ``grad_b`` (d, r). The layer computes ``x Wᵀ + scaling · x Aᵀ Bᵀ``.
-    ``transposed`` is true where the stored tensor is Wᵀ (k × d).
+    Shapes: ``a``, ``grad_a`` (r, k); ``b``, ``grad_b`` (d, r). The layer computes ``x Wᵀ + scaling · x Aᵀ
+    Bᵀ``. ``transposed`` is true where the stored tensor is Wᵀ (k × d). For a stack of E matrices in one
+    tensor (experts), every factor has a leading dimension E.
     """
 
     a: torch.Tensor
@@ -50,9 +51,22 @@ class Observation(abc.ABC):
     def weight(self, tensor: str) -> torch.Tensor:
         """The base weight, dequantised, without adapters; the tensor's own shape."""
 
+    def weight_rows(self, tensor: str, start: int, stop: int) -> torch.Tensor:
+        """Rows of :meth:`weight` seen as a matrix ``(-1, last dimension)``: (stop − start, last dimension).
+
+        Criteria go through large tensors with it; an observation of quantised weights dequantises only these
+        rows.
+        """
+        weight = self.weight(tensor)
+        return weight.reshape(-1, weight.shape[-1])[start:stop]
+
+    def holder(self, tensor: str) -> torch.nn.Module | None:
+        """The module that holds the tensor, for criteria that ask for its type; None if unknown."""
+        return None
+
     @abc.abstractmethod
     def gradient(self, tensor: str) -> torch.Tensor:
-        """dL/dW of the mean loss of the observed batches; the tensor's own shape."""
+        """dL/dW of the mean loss of the observed batches; the tensor's own shape, zero for buffers."""
 
     @abc.abstractmethod
     def squared_gradient(self, tensor: str) -> torch.Tensor:
@@ -98,6 +112,15 @@ class Criterion(abc.ABC):
     @abc.abstractmethod
     def signals(self) -> frozenset[Signal]:
         """What this criterion needs to see; may depend on the options."""
+
+    @property
+    def expectation(self) -> Literal["gradient", "batch", "sample"]:
+        """Where the mean over data stands in a one-shot score: in the gradient, or over scores.
+
+        Sums and means of gradients differ from sums and means of their absolute values, so publications that
+        average the latter say "batch" or "sample" here.
+        """
+        return "gradient"
 
     @abc.abstractmethod
     def score(self, group: Group, seen: Observation) -> torch.Tensor:

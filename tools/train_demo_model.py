@@ -2,9 +2,10 @@
 
     python tools/train_demo_model.py --out graphprune/demo
 
-The text is the standard library of the running interpreter, so the recipe needs no download. One CPU core takes
-about three quarters of an hour; ``--checkpoint FILE`` makes the run resumable. The result depends on ``--seed``,
-``--steps``, the CPython patch version (the text) and, in the last digits, on the torch build.
+The text is the standard library of the running interpreter (``demo_text.py``): the recipe needs no
+download. One CPU core takes about three quarters of an hour; ``--checkpoint FILE`` makes the run resumable.
+The result depends on ``--seed``, ``--steps``, the CPython patch version and, in the last digits, on the
+torch build.
 """
 
 from __future__ import annotations
@@ -13,21 +14,19 @@ import argparse
 import hashlib
 import math
 import platform
-import re
 import shutil
 import sysconfig
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import transformers
+from demo_text import Document, standard_library, take
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-PSF = "Python Software Foundation"
 SEPARATOR = "<|endoftext|>"
 CONTEXT = 256
 VOCAB_SIZE = 1024
@@ -36,72 +35,6 @@ PEAK_LEARNING_RATE = 3e-3
 WARMUP_STEPS = 100
 CALIBRATION_BYTES = 250_000
 HELD_OUT_BYTES = 50_000
-
-# Not CPython's own, gone from newer versions, or mostly tables.
-EXCLUDED_FOLDERS = {
-    "test",
-    "tests",
-    "idle_test",
-    "site-packages",
-    "distutils",
-    "lib2to3",
-    "encodings",
-    "pydoc_data",
-}
-# Written by the build of this one interpreter: not the same text elsewhere.
-EXCLUDED_FILES = re.compile(r"^(_sysconfigdata|python-config)")
-COPYRIGHT = re.compile(r"copyright\s.*?(?:\(c\)|\d{4}|by\s)[^\n]*", re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class Document:
-    """One file (or one help topic) of the corpus; ``key`` decides its split and its order."""
-
-    name: str
-    text: str
-
-    @property
-    def key(self) -> int:
-        """A number below 2**32 that depends on the name only, so that a file never changes its split."""
-        return int(hashlib.sha256(self.name.encode()).hexdigest()[:8], 16)
-
-    @property
-    def held_out(self) -> bool:
-        """Whole files are held out; help topics are not, because some repeat each other."""
-        return self.name.endswith(".py") and self.key % 24 == 0
-
-
-def standard_library() -> list[Document]:
-    """Sources of the standard library and pydoc's help topics, sorted by ``Document.key``."""
-    from pydoc_data.topics import topics
-
-    root = Path(sysconfig.get_path("stdlib"))
-    documents = [Document(f"topic:{name}", text.strip() + "\n") for name, text in topics.items()]
-    for path in root.rglob("*.py"):
-        relative = path.relative_to(root)
-        folders = relative.parts[:-1]
-        if EXCLUDED_FOLDERS.intersection(folders) or any("-" in folder for folder in folders):
-            continue
-        text = path.read_text(encoding="utf-8")
-        if text.strip() and not EXCLUDED_FILES.match(path.name) and is_psf_only(text):
-            documents.append(Document(relative.as_posix(), text))
-    return sorted(documents, key=lambda document: (document.key, document.name))
-
-
-def is_psf_only(text: str) -> bool:
-    """No copyright or licence line other than the Python Software Foundation's."""
-    return "SPDX-" not in text and all(PSF in notice for notice in COPYRIGHT.findall(text))
-
-
-def take(documents: list[Document], limit: int, longest: int) -> str:
-    """Whole documents of at most ``longest`` bytes, in order, as long as they fit into ``limit`` bytes."""
-    chosen: list[str] = []
-    for document in documents:
-        length = len(document.text.encode())
-        if length <= longest and limit >= length:
-            chosen.append(document.text)
-            limit -= length
-    return "\n".join(chosen)
 
 
 def train_tokenizer(documents: list[Document]) -> PreTrainedTokenizerFast:

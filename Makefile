@@ -13,7 +13,7 @@ WORKERS ?= 2
 ARGS   ?=
 
 BIN := $(VENV)/bin
-# Not editable and dev tools apart: `make demo` should not download a type checker.
+# The dev tools apart: `make demo` should not download a type checker.
 RUN_READY := $(VENV)/.ready-run
 DEV_READY := $(VENV)/.ready-dev
 
@@ -64,7 +64,7 @@ format: $(DEV_READY)
 	$(BIN)/ruff format .
 
 wheel: $(DEV_READY)
-	$(BIN)/python -m build --wheel --no-isolation --outdir dist .
+	$(BIN)/python -m build --no-isolation --outdir dist .
 
 ci:
 	.ci/run

@@ -22,6 +22,13 @@ installed = {str(path).replace("\\", "/") for path in metadata.files("graphprune
 assert "graphprune/py.typed" in installed
 assert not any(path.startswith(("tests/", "importance/", "specs/")) for path in installed), installed
 assert files("graphprune.specs").joinpath("__init__.py").is_file()
-for kind in ("recipes", "architectures"):
-    print(f"specs/{kind}: {sum(f'specs/{kind}/' in path for path in installed)} files")
-print(f"{len(modules)} modules of the wheel import, version {graphprune.__version__}")
+
+checkout = Path(__file__).resolve().parents[1]
+data = {
+    f"graphprune/{folder.name}/{path.relative_to(folder).as_posix()}"
+    for folder in (checkout / "specs", checkout / "graphprune" / "demo")
+    for path in folder.rglob("*")
+    if path.is_file() and path.suffix not in {".py", ".pyc"}
+}
+assert data <= installed, f"missing from the wheel: {sorted(data - installed)}"
+print(f"{len(modules)} modules of the wheel import, {len(data)} data files, version {graphprune.__version__}")

@@ -19,25 +19,36 @@ from pydantic import ValidationError
 
 from graphprune.errors import CriterionError
 from graphprune.importance.base import Criterion, LoraFactors, Observation, Options, Signal
+from graphprune.importance.gate import Gate
+from graphprune.importance.lora import Lora
 from graphprune.importance.magnitude import Magnitude
 from graphprune.importance.random import Random
+from graphprune.importance.taylor import Taylor
+from graphprune.importance.torch_pruning import TorchPruning
+from graphprune.importance.wanda import Wanda
 from graphprune.registry import Registry
 
 #: Every criterion by its name in specs; other packages add theirs through the entry point
 #: ``graphprune.criteria``.
 criteria: Registry[type[Criterion]] = Registry("criterion", "graphprune.criteria")
 
-for _criterion in (Magnitude, Random):
+_BUILT_IN: tuple[type[Criterion], ...] = (Lora, Taylor, Magnitude, Wanda, Gate, Random, TorchPruning)
+for _criterion in _BUILT_IN:
     criteria.register(_criterion.name, _criterion)
 
 __all__ = [
     "Criterion",
+    "Gate",
+    "Lora",
     "LoraFactors",
     "Magnitude",
     "Observation",
     "Options",
     "Random",
     "Signal",
+    "Taylor",
+    "TorchPruning",
+    "Wanda",
     "build",
     "criteria",
 ]

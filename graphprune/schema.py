@@ -15,13 +15,11 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    GetJsonSchemaHandler,
-    model_serializer,
     model_validator,
 )
-from pydantic_core import CoreSchema
 
-from graphprune.errors import GraphPruneError, SelectionError
+from graphprune.criterion_spec import CriterionSpec
+from graphprune.errors import SelectionError
 from graphprune.selection import layer_indices
 
 #: Longer than any stack of layers: layer choices are checked for syntax against it, before a model is known.
@@ -51,7 +49,11 @@ def _not_empty(value: tuple[str, ...]) -> tuple[str, ...]:
     return value
 
 
-Names = Annotated[tuple[str, ...], BeforeValidator(_as_tuple), AfterValidator(_not_empty)]
+Names = Annotated[
+    tuple[str, ...],
+    BeforeValidator(_as_tuple, json_schema_input_type=str | tuple[str, ...]),
+    AfterValidator(_not_empty),
+]
 Layers = Annotated[
     int | str | tuple[int | str, ...],
     BeforeValidator(_is_layer_choice),
@@ -61,11 +63,18 @@ Layers = Annotated[
 class Section(BaseModel):
     """Base of all parts of a spec: immutable, no unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Target(Section):
     """Some groups and how much of each goes. Exactly one of ``ratio``, ``count`` and ``keep`` is given."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [{"required": [amount]} for amount in ("ratio", "count", "keep")],
+            "anyOf": [{"required": [choice]} for choice in ("role", "name")],
+        }
+    )
 
     role: Names | None = Field(
         None, description="Role or roles of the groups, such as mlp.channel; shell wildcards allowed."
@@ -109,80 +118,6 @@ class Target(Section):
             assert self.keep is not None
             kept = self.keep
         return min(size, math.ceil(kept / self.multiple_of) * self.multiple_of)
-
-
-class CriterionSpec(Section):
-    """An importance criterion, its own options, and the averaging that the engine does for any criterion.
-
-    In YAML options stand beside the name: ``{name: lora, variant: paper, average: 0.9}``, or just ``lora``.
-    """
-
-    name: str = Field("lora", description="A registered criterion.")
-    average: float = Field(
-        0.9,
-        ge=0,
-        lt=1,
-        description="Weight of the past in the sliding average of scores (LoRAPrune Eq. 11).",
-    )
-    options: dict[str, Any] = Field({}, description="Options of the criterion, complete, validated by it.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _read(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            value = {"name": value}
-        if not isinstance(value, dict):
-            return value
-        rest = {"name": "lora", **value}
-        own = {key: rest.pop(key) for key in ("name", "average") if key in rest}
-        rest = {**rest.pop("options", {}), **rest}
-        if isinstance(own["name"], str):
-            criterion = _criterion_class(own["name"])
-            if criterion is not None:  # TODO: until the criteria land
-                rest = criterion.options_model.model_validate(rest).model_dump(mode="json")
-        return {**own, "options": rest}
-
-    @model_serializer
-    def _write(self) -> dict[str, Any]:
-        return {"name": self.name, "average": self.average, **self.options}
-
-    def build(self) -> Any:
-        """The criterion, ready to score (:class:`graphprune.importance.Criterion`)."""
-        criterion = _criterion_class(self.name)
-        return criterion(criterion.options_model.model_validate(self.options))
-
-    @classmethod
-    def __get_pydantic_json_schema__(
-        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> dict[str, Any]:
-        try:
-            from graphprune.importance import criteria
-        except ImportError:
-            return {"anyOf": [{"type": "string"}, {"type": "object"}]}
-
-        average = {"type": "number", "minimum": 0, "exclusiveMaximum": 1, "default": 0.9}
-        average["description"] = cls.model_fields["average"].description or ""
-        forms: list[dict[str, Any]] = [{"type": "string", "enum": list(criteria.names())}]
-        for name, criterion in criteria.load_all().items():
-            options = handler.resolve_ref_schema(handler(criterion.options_model.__pydantic_core_schema__))
-            properties = {"name": {"const": name}, "average": average, **options.get("properties", {})}
-            required = ["name"] if name != "lora" else []
-            form = {"type": "object", "properties": properties, "additionalProperties": False}
-            forms.append({**form, "title": name, "required": [*required, *options.get("required", [])]})
-        return {"anyOf": forms, "description": "The importance criterion: a name, or a name with options."}
-
-
-def _criterion_class(name: str) -> Any:
-    """The registered criterion class; a ``ValueError`` with the nearest names for an unknown one."""
-    try:
-        from graphprune.importance import criteria
-    except ImportError:
-        return None
-
-    try:
-        return criteria.get(name)
-    except GraphPruneError as error:
-        raise ValueError(str(error)) from None
 
 
 class Schedule(Section):
@@ -288,10 +223,16 @@ class Data(Section):
         return self
 
 
+ExportTarget = Literal["hf", "graphprune"]
+
+
 class Export(Section):
     """What is written."""
 
-    targets: Annotated[tuple[Literal["hf", "graphprune"], ...], BeforeValidator(_as_tuple)] = Field(
+    targets: Annotated[
+        tuple[ExportTarget, ...],
+        BeforeValidator(_as_tuple, json_schema_input_type=ExportTarget | tuple[ExportTarget, ...]),
+    ] = Field(
         ("hf",), min_length=1, description="hf: loads with from_pretrained. graphprune: loads with gp.load."
     )
     merge_lora: bool = Field(True, description="Merge the adapters into the weights before writing.")

@@ -141,6 +141,6 @@ def collate(items: Sequence[Any]) -> dict[str, torch.Tensor]:
     if len(lengths) > 1:
         raise DataError(
             f"the examples of one batch have different lengths, {lengths[0]} to {lengths[-1]} tokens. Pass "
-            "lists of token ids to have them packed, or use gp.PruneCallback in a Trainer with its own collator."
+            "lists of token ids to have them packed, or use gp.PruneCallback in your own Trainer."
         )
     return {key: torch.stack([e[key] for e in examples]) for key in examples[0]}

@@ -1,0 +1,113 @@
+"""LoRA adapters on the layers that pruning touches, put on and merged with PEFT."""
+
+from __future__ import annotations
+
+import logging
+import re
+import warnings
+from collections.abc import Iterable
+from typing import Any, cast
+
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from graphprune.errors import SpecError
+from graphprune.graph import DependencyGraph, Group
+from graphprune.names import plain, resolve_module
+from graphprune.schema import Lora
+
+log = logging.getLogger(__name__)
+
+
+def adaptable(
+    model: nn.Module, graph: DependencyGraph, groups: Iterable[Group], lora: Lora
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The modules to adapt, and the weights that cannot be adapted, in graph order.
+
+    A layer is adapted if it is a linear map (``nn.Linear``, quantised ones included, or the transposed
+    ``Conv1D``) and one of ``groups`` cuts its weight. Biases, norms and convolutions need no adapter. Left
+    out, and returned second, are matrices that other adapters would have to reach: parameters used without
+    a layer of their own (stacked expert weights), embeddings, and weights tied to another tensor, into
+    which an update cannot be merged.
+
+    With ``lora.target_modules`` the linear layers whose names end in one of these are adapted instead,
+    whether pruned or not.
+    """
+    if lora.target_modules is not None:
+        endings = tuple(lora.target_modules)
+        chosen = [
+            name
+            for name, module in model.named_modules()
+            if _is_linear(module) and any(name == e or name.endswith(f".{e}") for e in endings)
+        ]
+        return tuple(chosen), ()
+    tied = {*graph.tied, *graph.tied.values()}
+    modules: dict[str, None] = {}
+    left: dict[str, None] = {}
+    for member in (m for g in groups for m in g.members):
+        path, _, leaf = member.tensor.rpartition(".")
+        linear = leaf == "weight" and _is_linear(resolve_module(model, path))
+        if linear and member.tensor not in tied:
+            modules[path] = None
+        elif len(graph.shapes.get(member.tensor, ())) in (2, 3):
+            left[member.tensor] = None
+    return tuple(modules), tuple(left)
+
+
+def attach(model: nn.Module, graph: DependencyGraph, groups: Iterable[Group], lora: Lora) -> nn.Module:
+    """``model`` wrapped by PEFT with a fresh adapter on every layer that :func:`adaptable` names.
+
+    Base parameters are frozen by PEFT; B starts at zero, so the outputs do not change.
+
+    Raises:
+        SpecError: if there is nothing to adapt.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    modules, left = adaptable(model, graph, tuple(groups), lora)
+    if not modules:
+        raise SpecError(_nothing(lora, left))
+    if left:
+        log.info("no adapters on %d pruned weights that are no linear layers, such as %s", len(left), left[0])
+    config = LoraConfig(
+        r=lora.r,
+        lora_alpha=cast(Any, lora.alpha),
+        lora_dropout=lora.dropout,
+        use_rslora=lora.use_rslora,
+        # A regular expression of whole paths: PEFT takes names in a list for endings.
+        target_modules="|".join(re.escape(name) for name in modules),
+        fan_in_fan_out=any(isinstance(plain(resolve_module(model, m)), Conv1D) for m in modules),
+        task_type="CAUSAL_LM",
+    )
+    with warnings.catch_warnings():
+        # Set for all layers, PEFT takes the flag back for each layer that is not transposed, and says so.
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
+        return cast(nn.Module, get_peft_model(cast(Any, model), config))
+
+
+def merge(model: nn.Module) -> nn.Module:
+    """The bare model with ``W + s·BA`` in place of every adapted weight, no adapters, and nothing frozen."""
+    merged = cast(Any, model).merge_and_unload()
+    for parameter in merged.parameters():
+        if parameter.is_floating_point():  # packed integers of quantised layers take no gradient
+            parameter.requires_grad_(True)
+    return cast(nn.Module, merged)
+
+
+def _is_linear(module: nn.Module) -> bool:
+    # Quantised layers derive from nn.Linear.
+    return isinstance(plain(module), (nn.Linear, Conv1D))
+
+
+def _nothing(lora: Lora, left: tuple[str, ...]) -> str:
+    if lora.target_modules is not None:
+        return (
+            f"lora.target_modules: expected endings of linear layers' names, got "
+            f"{', '.join(lora.target_modules)}, which end none. "
+            "Leave it out to adapt every linear layer that a pruned group cuts."
+        )
+    found = f"only weights without a linear layer of their own ({left[0]}, …)" if left else "none"
+    return (
+        f"lora: the targets cut no linear layer that could be adapted; found {found}. "
+        "Name layers in lora.target_modules, or prune without training (training.mode: none)."
+    )

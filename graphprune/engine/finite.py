@@ -1,0 +1,50 @@
+"""A run that has diverged stops at once, and says where."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import nn
+
+from graphprune.errors import NonFiniteError
+from graphprune.graph import Group
+
+_NEXT = "The loss has diverged: lower the learning rate, and check the data and the precision."
+
+
+def check_scores(scores: Mapping[str, torch.Tensor], step: int) -> None:
+    """Raises :class:`NonFiniteError` with the first group that has a NaN or infinite score, and the step."""
+    if _sums_finite(scores.values()):
+        return
+    for name, score in scores.items():
+        bad = int((~torch.isfinite(score)).sum())
+        if bad:
+            raise NonFiniteError(
+                f"group '{name}': {bad} of {score.numel()} scores are NaN or infinite at step {step}. {_NEXT}"
+            )
+
+
+def check_gradients(model: nn.Module, groups: Iterable[Group], step: int) -> None:
+    """Raises :class:`NonFiniteError` with the first NaN or infinite gradient, its group, and the step."""
+    name = nonfinite_gradient(model)
+    if name is None:
+        return
+    near = (g.name for g in groups for m in g.members if f".{m.tensor.rpartition('.')[0]}." in f".{name}")
+    group = next(near, None)
+    where = f"group '{group}': " if group else ""
+    raise NonFiniteError(f"{where}the gradient of '{name}' is NaN or infinite at step {step}. {_NEXT}")
+
+
+def nonfinite_gradient(model: nn.Module) -> str | None:
+    """The name of the first parameter whose gradient is not finite, or None."""
+    gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    if _sums_finite(gradients.values()):
+        return None
+    return next((n for n, g in gradients.items() if not bool(torch.isfinite(g).all())), None)
+
+
+def _sums_finite(tensors: Iterable[torch.Tensor]) -> bool:
+    """One comparison for all tensors; a finite sum proves finite elements, the reverse is not certain."""
+    sums = [t.detach().float().sum().cpu() for t in tensors]
+    return not sums or bool(torch.isfinite(torch.stack(sums)).all())

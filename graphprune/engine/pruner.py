@@ -1,0 +1,121 @@
+"""The pruning side of a training run as a state machine: scores in, plans out. It touches no model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from graphprune import ranking
+from graphprune.engine.average import SlidingAverage
+from graphprune.engine.finite import check_scores
+from graphprune.engine.schedule import Schedule
+from graphprune.errors import GraphPruneError
+from graphprune.graph import DependencyGraph, Group
+from graphprune.importance import Criterion, Observation
+from graphprune.plan import PrunePlan
+from graphprune.schema import PruneSpec
+from graphprune.validate import resolve_targets
+
+
+@dataclass(frozen=True)
+class PruneEvent:
+    """One removal: at which optimizer step, how far towards the target, and what is gone since the start.
+
+    ``removed`` counts units by role. ``loss`` is the last one the Trainer had logged, None before the first.
+    """
+
+    step: int
+    fraction: float
+    removed: dict[str, int]
+    loss: float | None = None
+
+    def __str__(self) -> str:
+        units = ", ".join(f"{count} {role}" for role, count in self.removed.items()) or "nothing"
+        loss = "" if self.loss is None else f", loss {self.loss:.4f}"
+        return f"step {self.step}: {self.fraction:.1%} of the target, removed {units}{loss}"
+
+
+class Pruner:
+    """Averages the scores of every optimizer step and plans at the schedule's events; masks only grow.
+
+    Args:
+        graph: the model's dependency graph.
+        spec: targets, scope, criterion and schedule are read.
+        steps: optimizer steps of the run.
+
+    Raises:
+        SpecError: if the spec does not fit the graph.
+    """
+
+    def __init__(self, graph: DependencyGraph, spec: PruneSpec, steps: int) -> None:
+        self.graph = graph
+        self.spec = spec
+        self.groups: tuple[Group, ...] = tuple(g for t in resolve_targets(spec, graph) for g in t.groups)
+        self.criterion: Criterion = spec.criterion.build()
+        self.schedule = Schedule(**spec.schedule.model_dump(), steps=steps)
+        self.average = SlidingAverage(spec.criterion.average)
+        self.plan = PrunePlan.remove(graph, {})
+        self.events: list[PruneEvent] = []
+        self._due = set(self.schedule.events)
+
+    @property
+    def done(self) -> bool:
+        """Whether the target has been reached, so that scores are no longer needed."""
+        return not self._due
+
+    def score(self, step: int, seen: Observation) -> None:
+        """Takes in what the batches of optimizer step ``step`` show.
+
+        Processes that train on different batches agree on the mean of their scores, and so on every plan.
+
+        Raises:
+            NonFiniteError: a score is NaN or infinite; names the group and the step.
+        """
+        scores = {g.name: self.criterion.score(g, seen).detach().float() for g in self.groups}
+        check_scores(scores, step)
+        self.average.update(_mean_over_processes(scores))
+
+    def advance(self, step: int, loss: float | None = None) -> PrunePlan | None:
+        """The new plan if units go at ``step``, else None.
+
+        An event for which there is no score yet (half-precision overflow in every step so far) is caught up
+        with.
+        """
+        if not self.average.count or not any(event <= step for event in self._due):
+            return None
+        self._due = {event for event in self._due if event > step}
+        return self._make(step, self.schedule.fraction(step), loss)
+
+    def finish(self, step: int) -> PrunePlan:
+        """The plan at the target, also for a run that was stopped before its schedule's last event.
+
+        Raises:
+            GraphPruneError: if no optimizer step was scored.
+        """
+        if not self.average.count:
+            raise GraphPruneError(
+                f"training ended after {step} optimizer steps and none could be scored, so nothing tells "
+                "which units to remove. Train for more steps, or in a precision that does not overflow."
+            )
+        if not self.done:
+            self._due.clear()
+            self._make(step, 1.0, None)
+        return self.plan
+
+    def _make(self, step: int, fraction: float, loss: float | None) -> PrunePlan:
+        self.plan = ranking.plan(
+            self.graph, self.spec, self.average.values, fraction=fraction, base=self.plan
+        )
+        removed = {role: row["removed"] for role, row in self.plan.summary().items()}
+        self.events.append(PruneEvent(step, fraction, removed, loss))
+        return self.plan
+
+
+def _mean_over_processes(scores: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return scores
+    flat = torch.cat(list(scores.values()))
+    torch.distributed.all_reduce(flat)
+    parts = (flat / torch.distributed.get_world_size()).split([s.numel() for s in scores.values()])
+    return dict(zip(scores, parts, strict=True))

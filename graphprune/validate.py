@@ -9,6 +9,7 @@ from difflib import get_close_matches
 
 from graphprune.errors import SelectionError, SpecError
 from graphprune.graph import DependencyGraph, Group
+from graphprune.inventory import layers_text
 from graphprune.schema import PruneSpec, Target
 from graphprune.selection import Selection
 
@@ -107,34 +108,20 @@ def _nothing(target: Target, graph: DependencyGraph) -> str:
         if near and set(near) != set(target.role or ())
         else ""
     )
-    return f"selects no group ({words}).{hint} The model has {_inventory(graph.groups, graph.layers)}."
+    return f"selects no group ({words}).{hint} The model has {_there_is(graph)}."
 
 
 def _plain(value: object) -> str:
     return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def _inventory(groups: Iterable[Group], layers: int) -> str:
-    """Roles with the layers they occur in, for messages: ``mlp.channel in layers 0-31; ...``."""
-    by_role: dict[str, set[int | None]] = {}
-    for group in groups:
-        by_role.setdefault(group.role + (" (frozen)" if group.frozen else ""), set()).add(group.layer)
-    parts = [f"{role} {_ranges(where)}" for role, where in sorted(by_role.items())]
-    return f"{layers} layers and these roles: " + ("; ".join(parts) if parts else "none at all")
-
-
-def _ranges(layers: set[int | None]) -> str:
-    """``in layers 0-3, 5`` for {0, 1, 2, 3, 5}; ``outside the layers`` for {None}."""
-    numbers = sorted(n for n in layers if n is not None)
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and runs[-1][-1] == number - 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    inside = ", ".join(str(r[0]) if len(r) == 1 else f"{r[0]}-{r[-1]}" for r in runs)
-    outside = "outside the layers" if None in layers else ""
-    return " and ".join(part for part in (f"in layers {inside}" if inside else "", outside) if part)
+def _there_is(graph: DependencyGraph) -> str:
+    """Roles with the layers they occur in, for messages: ``mlp.channel (layers 0-31); ...``."""
+    by_role: dict[str, list[Group]] = {}
+    for group in graph:
+        by_role.setdefault(group.role + (" frozen" if group.frozen else ""), []).append(group)
+    parts = [f"{role} ({layers_text(g.layer for g in groups)})" for role, groups in sorted(by_role.items())]
+    return f"{graph.layers} layers and these roles: " + ("; ".join(parts) if parts else "none at all")
 
 
 def _only_frozen(frozen: tuple[Group, ...]) -> str:

@@ -54,8 +54,8 @@ def test_a_selection_of_nothing_says_what_there_is(graph):
     assert problem == (
         "targets[0]: selects no group (role mlp.chanel, layers 2:). Did you mean 'mlp.channel'? "
         "The model has 4 layers and these roles: "
-        "attention.group in layers 0-3; mixer.head in layers 0; mlp.channel in layers 0-3; "
-        "moe.expert in layers 3; moe.expert (frozen) in layers 1-2; vocab (frozen) outside the layers."
+        "attention.group (layers 0-3); mixer.head (layers 0); mlp.channel (layers 0-3); "
+        "moe.expert (layers 3); moe.expert frozen (layers 1-2); vocab frozen (outside the layers)."
     )
 
 

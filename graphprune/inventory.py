@@ -1,0 +1,69 @@
+"""What a model has to prune, role by role, for tables and comments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from graphprune.graph import DependencyGraph, Group
+
+
+@dataclass(frozen=True)
+class RoleRow:
+    """The groups of one role with one fate: prunable, inexact for a reason, or frozen for a reason."""
+
+    role: str
+    groups: tuple[Group, ...]
+    frozen: str | None
+    inexact: str | None
+
+    @property
+    def count(self) -> int:
+        """How many groups."""
+        return len(self.groups)
+
+    @property
+    def smallest(self) -> int:
+        """The size of the smallest group."""
+        return min(g.size for g in self.groups)
+
+    @property
+    def largest(self) -> int:
+        """The size of the largest group."""
+        return max(g.size for g in self.groups)
+
+    @property
+    def sizes(self) -> str:
+        """``11008``, or ``8 to 32`` where sizes differ."""
+        return str(self.smallest) if self.smallest == self.largest else f"{self.smallest} to {self.largest}"
+
+    @property
+    def where(self) -> str:
+        """The layers, in words."""
+        return layers_text(g.layer for g in self.groups)
+
+
+def inventory(graph: DependencyGraph) -> tuple[RoleRow, ...]:
+    """One row per role and fate: prunable ones first, in the order of the graph."""
+    fates: dict[tuple[str, str | None, str | None], list[Group]] = {}
+    for g in graph.groups:
+        inexact = None if g.exact else g.inexact_reason or "no reason recorded"
+        fates.setdefault((g.role, g.frozen, inexact), []).append(g)
+    rows = [
+        RoleRow(role, tuple(groups), frozen, inexact) for (role, frozen, inexact), groups in fates.items()
+    ]
+    return tuple(sorted(rows, key=lambda row: row.frozen is not None))
+
+
+def layers_text(layers: Iterable[int | None]) -> str:
+    """``layers 0-3, 5`` for 0, 1, 2, 3, 5; ``outside the layers`` for None."""
+    found = set(layers)
+    runs: list[list[int]] = []
+    for number in sorted(n for n in found if n is not None):
+        if runs and runs[-1][-1] == number - 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    inside = ", ".join(str(r[0]) if len(r) == 1 else f"{r[0]}-{r[-1]}" for r in runs)
+    parts = (f"layers {inside}" if inside else "", "outside the layers" if None in found else "")
+    return " and ".join(part for part in parts if part)

@@ -143,12 +143,14 @@ class Group(Value):
 class SizeRule(Value):
     """A Python integer that the forward pass reads and that must follow the removed units.
 
-    The attribute ``attribute`` of module (or of the config, where ``owner`` is ``"config"``) equals
-    ``constant + Σ coefficient·Π size(group)`` over ``terms``.
+    The attribute ``attribute`` of module ``owner`` (or of the config, where ``owner`` is ``"config"`` or
+    ``"config.<sub-config>"``) equals ``constant + Σ coefficient·Π size(group)`` over ``terms``. ``reader`` is the module
+    whose forward read it: a config attribute has one rule per reader, and readers may come to disagree.
     """
 
     owner: str
     attribute: str
+    reader: str
     constant: int
     terms: tuple[tuple[int, tuple[str, ...]], ...]
 

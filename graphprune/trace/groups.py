@@ -1,0 +1,260 @@
+"""From a finished trace to the dependency graph: atoms become groups, their places become members."""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from graphprune.graph import Axis, ConstantSlice, DependencyGraph, Group, MaskSite, Member, SizeRule
+from graphprune.trace.axes import Atom, Expr, atoms, length, resolve
+from graphprune.trace.integer_rules import size_rules
+from graphprune.trace.integers import TracedInt, configs_of
+from graphprune.trace.places import places
+from graphprune.trace.roles import PRUNABLE, UNSUPPORTED, Evidence, inexact_reason, role_of
+from graphprune.trace.tracer import Tracer, frozen_reasons
+
+
+@dataclass
+class Draft:
+    """One atom on its way to becoming a group."""
+
+    atom: Atom
+    members: list[Member] = field(default_factory=list)
+    role: str = "other"
+    layers: frozenset[int | None] = frozenset()
+    name: str = ""
+
+
+def build_graph(tracer: Tracer, model: nn.Module, tied: dict[str, str]) -> DependencyGraph:
+    """The dependency graph of a traced model."""
+    stack = LayerStack(model)
+    drafts = _drafts(tracer)
+    _assign_roles(tracer, drafts, stack)
+    _assign_names(drafts)
+    by_atom = {d.atom: d for d in drafts}
+    groups = tuple(_group(tracer, d) for d in drafts)
+    prunable = {g.name for g in groups if g.frozen is None}
+
+    def name(atom: Atom) -> str | None:
+        draft = by_atom.get(atom.root())
+        return draft.name if draft is not None and draft.name in prunable else None
+
+    rules = (*size_rules(tracer.uses, _values(model), name), *_owner_rules(model, groups))
+    shapes = {n: tuple(length(e) for e in dims) for n, dims in tracer.parameters.items()}
+    return DependencyGraph(
+        groups=groups,
+        rules=tuple(dict.fromkeys(rules)),
+        constants=_constants(tracer, by_atom, prunable),
+        shapes=shapes,
+        tied=tied,
+        untraced=tuple(sorted(set(tracer.parameters) - tracer.touched)),
+        notes=tuple(dict.fromkeys(tracer.notes)),
+        layers=stack.count,
+    )
+
+
+class LayerStack:
+    """The main stack: the outermost module list that holds most parameters."""
+
+    def __init__(self, model: nn.Module) -> None:
+        lists = {
+            path: sum(p.numel() for p in module.parameters())
+            for path, module in model.named_modules()
+            if isinstance(module, nn.ModuleList)
+        }
+        outer = [p for p in lists if not any(p.startswith(q + ".") for q in lists)]
+        self.path = max(outer, key=lambda p: lists[p], default=None)
+        self.count = len(model.get_submodule(self.path)) if self.path is not None else 0  # type: ignore[arg-type]
+
+    def layer(self, tensor: str) -> int | None:
+        """The index of the layer that holds a tensor, or None."""
+        if self.path is None or not tensor.startswith(self.path + "."):
+            return None
+        return int(tensor[len(self.path) + 1 :].split(".", 1)[0])
+
+
+def _drafts(tracer: Tracer) -> list[Draft]:
+    drafts: dict[Atom, Draft] = {}
+    for tensor, dims in tracer.parameters.items():
+        for d, expr in enumerate(dims):
+            for atom, blocks in places(expr).items():
+                draft = drafts.setdefault(atom, Draft(atom))
+                member = Member(
+                    tensor=tensor,
+                    dim=d,
+                    size=atom.size,
+                    length=length(expr),
+                    blocks=tuple(blocks),
+                    consumes=_consumes(tracer, tensor, expr),
+                )
+                draft.members.append(member)
+    return list(drafts.values())
+
+
+def _consumes(tracer: Tracer, tensor: str, expr: Expr) -> bool:
+    own = resolve(expr)
+    return any(tensor in c.params and _same(resolve(c.inner), own) for c in tracer.consumptions)
+
+
+def _same(left: Expr, right: Expr) -> bool:
+    return [id(a) for a in atoms(left)] == [id(a) for a in atoms(right)] and length(left) == length(right)
+
+
+def _assign_roles(tracer: Tracer, drafts: list[Draft], stack: LayerStack) -> None:
+    beside: dict[str, set[Atom]] = defaultdict(set)
+    for draft in drafts:
+        for m in draft.members:
+            beside[m.tensor].add(draft.atom)
+    for draft in drafts:
+        draft.layers = frozenset(stack.layer(m.tensor) for m in draft.members)
+        neighbours = {a for m in draft.members for a in beside[m.tensor]} - {draft.atom}
+        written = {a for m in draft.members if m.consumes for a in beside[m.tensor]} - {draft.atom}
+        draft.role = role_of(
+            Evidence(
+                flags=frozenset(draft.atom.flags),
+                layers=draft.layers,
+                produced=any(not m.consumes for m in draft.members),
+                consumed=any(m.consumes for m in draft.members),
+                feeds_attention=any(a.flags & {"heads", "matched"} for a in written),
+                beside_experts=any("expert_weights" in a.flags for a in neighbours),
+            )
+        )
+
+
+def _assign_names(drafts: list[Draft]) -> None:
+    taken: dict[str, int] = {}
+    for draft in drafts:
+        owners = [m.tensor.rsplit(".", 1)[0] for m in draft.members]
+        base = f"{_common_path(owners)}/{draft.role}".lstrip("/")
+        taken[base] = taken.get(base, 0) + 1
+        draft.name = base if taken[base] == 1 else f"{base}.{taken[base] - 1}"
+
+
+def _common_path(paths: list[str]) -> str:
+    """The deepest module that holds all ``paths``; for a single module, its parent."""
+    common = list(itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*(p.split(".") for p in paths))))
+    parts = [names[0] for names in common]
+    return ".".join(parts[:-1] if len(set(paths)) == 1 and len(parts) > 1 else parts)
+
+
+def _group(tracer: Tracer, draft: Draft) -> Group:
+    flags = frozenset(draft.atom.flags)
+    sites = _sites(tracer, draft)
+    reason = inexact_reason(draft.role, flags)
+    layers = draft.layers
+    return Group(
+        name=draft.name,
+        role=draft.role,
+        layer=next(iter(layers)) if len(layers) == 1 else None,
+        size=draft.atom.size,
+        members=tuple(draft.members),
+        sites=sites,
+        exact=reason is None,
+        inexact_reason=reason,
+        frozen=_frozen(tracer, draft, sites),
+        minimum=max([1, *(n for e, n in tracer.minimums if draft.atom in atoms(e))]),
+    )
+
+
+def _frozen(tracer: Tracer, draft: Draft, sites: tuple[MaskSite, ...]) -> str | None:
+    flags = draft.atom.flags
+    reasons = frozen_reasons(tracer).get(id(draft.atom), [])
+    if reasons:
+        return "; ".join(reasons)
+    if draft.role not in PRUNABLE:
+        return UNSUPPORTED[draft.role]
+    if draft.role == "moe.expert" and "expert_weights" not in flags:
+        return "only the router's rows were traced; the experts behind it were reached through Python integers"
+    for expr, origin in tracer.valued:
+        if draft.atom in atoms(expr):
+            return f"a constant with different values per unit is computed inside {origin or 'the model'}"
+    if not sites:
+        return "no place was found where a unit could be silenced, so removing cannot be checked"
+    return None
+
+
+def _sites(tracer: Tracer, draft: Draft) -> tuple[MaskSite, ...]:
+    if draft.role == "moe.expert":
+        return _logit_sites(tracer, draft)
+    sites: dict[tuple[str, str], MaskSite] = {}
+    for c in tracer.consumptions:
+        blocks = places(c.inner).get(draft.atom)
+        if blocks is None:
+            continue
+        axis = Axis(size=draft.atom.size, length=length(c.inner), blocks=tuple(blocks))
+        if c.module is not None and c.last and len(c.params) == 1:
+            sites[("input", c.module)] = MaskSite(kind="input", module=c.module, axis=axis)
+            continue
+        for m in draft.members:
+            if m.consumes and m.tensor in c.params:
+                own = Axis(size=m.size, length=m.length, blocks=m.blocks)
+                sites[("weight", m.tensor)] = MaskSite(kind="weight", module=m.tensor, axis=own, dim=m.dim)
+    return tuple(sites.values())
+
+
+def _logit_sites(tracer: Tracer, draft: Draft) -> tuple[MaskSite, ...]:
+    sites = []
+    for call in tracer.functions:
+        blocks = places(call.dims[call.dim]).get(draft.atom) if call.dims else None
+        if blocks is not None:
+            axis = Axis(size=draft.atom.size, length=length(call.dims[call.dim]), blocks=tuple(blocks))
+            dim = call.dim - len(call.dims)
+            site = MaskSite(
+                kind="logits", module=call.module, axis=axis, dim=dim, function=call.function, call=call.call
+            )
+            sites.append(site)
+    return tuple(sites)
+
+
+def _constants(tracer: Tracer, by_atom: dict[Atom, Draft], prunable: set[str]) -> tuple[ConstantSlice, ...]:
+    found = []
+    for fork in tracer.records.forks.values():
+        if fork.argument is None:
+            continue
+        for d, expr in enumerate(fork.info.dims):
+            for atom, blocks in places(expr).items():
+                draft = by_atom.get(atom)
+                if draft is not None and draft.name in prunable:
+                    axis = Axis(size=atom.size, length=length(expr), blocks=tuple(blocks))
+                    slice_ = ConstantSlice(
+                        group=draft.name,
+                        module=fork.module,
+                        argument=fork.argument,
+                        dim=d - len(fork.info.dims),
+                        axis=axis,
+                    )
+                    found.append(slice_)
+    return tuple(found)
+
+
+def _values(model: nn.Module) -> dict[tuple[str, str], int]:
+    """Every integer attribute of modules and configs by (owner, attribute)."""
+    owners = [*configs_of(model), *model.named_modules()]
+    return {
+        (owner, name): int(value)
+        for owner, thing in owners
+        for name, value in vars(thing).items()
+        if type(value) in (int, TracedInt)
+    }
+
+
+def _owner_rules(model: nn.Module, groups: Iterable[Group]) -> list[SizeRule]:
+    """Counts kept by a module beside a raw parameter of its own (``num_experts`` beside 3-D expert weights).
+
+    Only an attribute whose value no other attribute of the module shares is taken.
+    """
+    rules = []
+    for group in groups:
+        if group.frozen is not None or not group.role.startswith("moe."):
+            continue
+        for owner in dict.fromkeys(m.tensor.rsplit(".", 1)[0] for m in group.members):
+            attributes = {n: v for n, v in vars(model.get_submodule(owner)).items() if type(v) is int}
+            named = [n for n, v in attributes.items() if v == group.size]
+            if len(named) == 1:
+                terms = ((1, (group.name,)),)
+                rules.append(SizeRule(owner=owner, attribute=named[0], reader=owner, constant=0, terms=terms))
+    return rules

@@ -1,0 +1,138 @@
+"""Python integers that remember which attribute they were read from.
+
+A forward that reads ``self.num_heads`` must be told when heads are removed. Guessing the attribute by its value is
+dangerous (eight heads, a window of eight), so the tracer replaces integer attributes by :class:`TracedInt` while it
+runs: when one arrives in a view, a slice or a split, the axis it measures is known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+Source = tuple[str, str]
+"""(owner, attribute): owner is a module path, or 'config' with the path of a sub-config."""
+Monomial = tuple[tuple[Source, int], ...]
+"""A product of sources with their exponents, sorted; exact quotients have negative exponents."""
+Terms = dict[Monomial, int]
+"""A sum of monomials with coefficients."""
+
+
+class TracedInt(int):
+    """An integer with a polynomial over the attributes it was computed from."""
+
+    terms: Terms
+
+    def __new__(cls, value: int, terms: Terms) -> TracedInt:
+        number = super().__new__(cls, value)
+        number.terms = terms
+        return number
+
+    def __mul__(self, other: Any) -> Any:
+        if not isinstance(other, int) or isinstance(other, bool):
+            return NotImplemented
+        product: Terms = {}
+        for left, a in self.terms.items():
+            for right, b in terms_of(other).items():
+                key = _join(left, right, 1)
+                product[key] = product.get(key, 0) + a * b
+        return TracedInt(int(self) * int(other), product)
+
+    __rmul__ = __mul__
+
+    def __add__(self, other: Any) -> Any:
+        return self._sum(other, 1, 1)
+
+    def __radd__(self, other: Any) -> Any:
+        return self._sum(other, 1, 1)
+
+    def __sub__(self, other: Any) -> Any:
+        return self._sum(other, 1, -1)
+
+    def __rsub__(self, other: Any) -> Any:
+        return self._sum(other, -1, 1)
+
+    def __floordiv__(self, other: Any) -> Any:
+        return _quotient(self, other)
+
+    def __rfloordiv__(self, other: Any) -> Any:
+        return _quotient(other, self)
+
+    def _sum(self, other: Any, mine: int, theirs: int) -> Any:
+        if not isinstance(other, int) or isinstance(other, bool):
+            return NotImplemented
+        total = {key: mine * a for key, a in self.terms.items()}
+        for key, b in terms_of(other).items():
+            total[key] = total.get(key, 0) + theirs * b
+        return TracedInt(mine * int(self) + theirs * int(other), {k: c for k, c in total.items() if c})
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TracedInt:
+        return self
+
+    def __reduce__(self) -> Any:
+        return int, (int(self),)
+
+
+def _join(left: Monomial, right: Monomial, sign: int) -> Monomial:
+    exponents = dict(left)
+    for source, exponent in right:
+        exponents[source] = exponents.get(source, 0) + sign * exponent
+    return tuple(sorted((s, e) for s, e in exponents.items() if e))
+
+
+def _quotient(over: Any, under: Any) -> Any:
+    """An exact quotient of single terms keeps its provenance; any other is a plain integer."""
+    if not isinstance(over, int) or not isinstance(under, int):
+        return NotImplemented
+    value = int(over) // int(under)
+    above, below = terms_of(over), terms_of(under)
+    if value * int(under) == int(over) and len(above) == len(below) == 1:
+        ((left, a),), ((right, b),) = above.items(), below.items()
+        if a % b == 0:
+            return TracedInt(value, {_join(left, right, -1): a // b})
+    return value
+
+
+def terms_of(number: int) -> Terms:
+    """The polynomial of a number; a plain integer is a constant."""
+    return number.terms if isinstance(number, TracedInt) else {(): int(number)}
+
+
+@contextmanager
+def traced_integers(model: torch.nn.Module) -> Iterator[None]:
+    """Replaces the integer attributes of all modules and configs of ``model`` while the context is open."""
+    replaced: list[tuple[dict[str, Any], str, int]] = []
+    seen: set[int] = set()
+
+    def plant(attributes: dict[str, Any], owner: str) -> None:
+        if id(attributes) in seen:
+            return
+        seen.add(id(attributes))
+        for name, value in list(attributes.items()):
+            if type(value) is int and value > 1 and not name.startswith("_"):
+                replaced.append((attributes, name, value))
+                attributes[name] = TracedInt(value, {(((owner, name), 1),): 1})
+
+    try:
+        for owner, config in configs_of(model):
+            plant(vars(config), owner)
+        for path, module in model.named_modules():
+            plant(vars(module), path)
+        yield
+    finally:
+        for attributes, name, value in replaced:
+            attributes[name] = value
+
+
+def configs_of(model: torch.nn.Module) -> Iterator[tuple[str, Any]]:
+    """The model's config and its sub-configs as ('config', …), ('config.text_config', …)."""
+    config = getattr(model, "config", None)
+    if config is None or not hasattr(config, "__dict__"):
+        return
+    yield "config", config
+    for name, value in list(vars(config).items()):
+        if hasattr(value, "to_dict") and hasattr(value, "__dict__"):
+            yield f"config.{name}", value

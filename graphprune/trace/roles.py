@@ -1,0 +1,72 @@
+"""What an axis is, judged by what was done along it and by nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+PRUNABLE = ("attention.group", "attention.query", "mlp.channel", "moe.expert", "moe.channel")
+
+UNSUPPORTED = {
+    "attention.qk_dim": "query/key dimensions take part in a product of two activations and in position embeddings",
+    "attention.v_dim": "value dimensions of single heads are not pruned yet; prune attention.group instead",
+    "hidden": "the residual stream runs through every layer; pruning it is not supported yet",
+    "vocab": "units are token ids; removing one would change the tokenizer",
+    "position": "units are positions in the text",
+    "rank": "a low-rank bottleneck in front of attention; pruning it is not supported yet",
+    "other": "the traced operations do not tell what this axis is",
+}
+"""Why axes of these roles are frozen."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known about one axis.
+
+    Attributes:
+        flags: marks left by operations (see :mod:`graphprune.trace.rules`).
+        layers: indices of the layers its tensors belong to; None for tensors outside of the main stack.
+        produced: a weight writes this axis.
+        consumed: a weight sums over this axis.
+        feeds_attention: a weight that sums over this axis writes heads.
+        beside_experts: some tensor has an expert axis next to this one.
+    """
+
+    flags: frozenset[str]
+    layers: frozenset[int | None]
+    produced: bool
+    consumed: bool
+    feeds_attention: bool
+    beside_experts: bool
+
+
+def role_of(seen: Evidence) -> str:
+    """The role of an axis; ``other`` where the operations do not tell."""
+    flags = seen.flags
+    if flags & {"tokens", "output"}:
+        return "vocab"
+    if "lookup" in flags and not flags & {"routed", "heads"}:
+        return "position"
+    if flags & {"routed", "chosen"}:
+        return "moe.expert"
+    if "heads" in flags:
+        return "attention.query" if "repeat" in flags else "attention.group"
+    if "matched" in flags:
+        return "attention.qk_dim"
+    if "mixed_values" in flags:
+        return "attention.v_dim"
+    if len(seen.layers) > 1 or None in seen.layers:
+        return "hidden"
+    if not (seen.produced and seen.consumed):
+        return "other"
+    if seen.beside_experts:
+        return "moe.channel"
+    return "rank" if seen.feeds_attention else "mlp.channel"
+
+
+def inexact_reason(role: str, flags: frozenset[str]) -> str | None:
+    """Why removing a unit is not the same as silencing it, or None where it is the same."""
+    if "averaged" in flags:
+        return "a norm or mean is taken over this axis, so removing units changes it for those that stay"
+    if role != "moe.expert" and flags & {"summed", "softmax", "chosen"}:
+        return "the axis is reduced without a weight, so a silenced unit still counts"
+    return None

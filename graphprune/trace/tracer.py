@@ -1,0 +1,305 @@
+"""Runs one forward pass and follows every axis through it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_flatten_with_path
+
+from graphprune.trace.axes import UNIT, AxisConflict, Expr, atoms, fresh, length
+from graphprune.trace.integers import Monomial, TracedInt, terms_of
+from graphprune.trace.record import Info, Kind, ModuleFrame, Records
+from graphprune.trace.rules import RULES, Call
+from graphprune.trace.rules.pointwise import pointwise
+
+SILENT = frozenset(
+    {"_assert_async", "_assert_scalar", "set_", "resize_", "record_stream", "_local_scalar_dense", "equal"}
+)
+"""Operations that move no axis."""
+
+
+@dataclass(frozen=True)
+class Consumption:
+    """A weight was multiplied into an activation and summed over ``inner``."""
+
+    params: frozenset[str]
+    inner: Expr
+    module: str | None  # the module whose first argument is the activation, if it is
+    last: bool = False  # the activation is summed over its last dimension
+
+
+@dataclass(frozen=True)
+class FunctionCall:
+    """A softmax or top-k of an activation, which can be masked inside module ``module``."""
+
+    module: str
+    function: str
+    call: int
+    dims: tuple[Expr, ...]
+    dim: int
+
+
+@dataclass(frozen=True)
+class IntegerUse:
+    """An attribute (or a polynomial of attributes) that set the length of an axis."""
+
+    terms: tuple[tuple[Monomial, int], ...]
+    axis: Expr
+    value: int
+    reader: str
+
+
+@dataclass
+class Tracer:
+    """Everything learned from one forward pass; the rules write, :mod:`graphprune.trace.groups` reads."""
+
+    records: Records = field(default_factory=Records)
+    parameters: dict[str, tuple[Expr, ...]] = field(default_factory=dict)
+    touched: set[str] = field(default_factory=set)
+    consumptions: list[Consumption] = field(default_factory=list)
+    functions: list[FunctionCall] = field(default_factory=list)
+    uses: list[IntegerUse] = field(default_factory=list)
+    frozen: list[tuple[Expr, str]] = field(default_factory=list)
+    minimums: list[tuple[Expr, int]] = field(default_factory=list)
+    valued: list[tuple[Expr, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    stack: list[ModuleFrame] = field(default_factory=list)
+
+    @property
+    def where(self) -> str:
+        """The path of the innermost running module."""
+        return self.stack[-1].path if self.stack else ""
+
+    def info(self, tensor: torch.Tensor) -> Info:
+        """Axes and provenance of a tensor as the running module sees it."""
+        info = self.records.get(tensor, self.stack)
+        self.touched |= info.params
+        return info
+
+    def put(self, tensor: torch.Tensor, dims: tuple[Expr, ...], **fields: Any) -> None:
+        """Records a new tensor; lengths are checked so that a wrong rule cannot pass unnoticed."""
+        if tuple(map(length, dims)) != tuple(tensor.shape):
+            found = tuple(map(length, dims))
+            raise AxisConflict(f"a rule produced lengths {found} for a result of shape {tuple(tensor.shape)}")
+        self.records.put(tensor, Info(dims=dims, scope=self.where, **fields))
+
+    def values_differ(self, expr: Expr) -> None:
+        """A constant made here has another value at every position of ``expr``."""
+        self.valued.append((expr, self.where))
+
+    def freeze(self, expr: Expr, reason: str) -> None:
+        """No unit of this axis may go."""
+        self.frozen.append((expr, f"{reason} in {self.where or 'the model'}"))
+
+    def at_least(self, expr: Expr, count: int) -> None:
+        """At least ``count`` units of this axis must stay."""
+        self.minimums.append((expr, count))
+
+    def remember_values(self, index: torch.Tensor, axis: Expr) -> None:
+        """From now on the values of a constant index are known to point along ``axis``."""
+        info = self.records.infos.get(index)
+        if info is not None:
+            self.records.infos[index] = replace(info, values=axis)
+
+    def consumed(self, params: frozenset[str], inner: Expr, other: Info) -> None:
+        """A weight is summed over ``inner`` with an activation."""
+        frame = self.stack[-1] if self.stack else None
+        entered = frame is not None and frame.first is not None and frame.first == other.source
+        last = bool(other.dims) and length(other.dims[-1]) == length(inner) and other.dims[-1] is not UNIT
+        self.consumptions.append(Consumption(params, inner, frame.path if frame and entered else None, last))
+
+    def unknown(self, call: Call) -> None:
+        """An operation without a rule: every axis of its activations and weights is frozen."""
+        reason = f"no rule for the operation '{call.name}'"
+        followed = [t for t in call.tensors if self.info(t).kind is not Kind.CONSTANT]
+        for tensor in followed:
+            for expr in self.info(tensor).dims:
+                self.freeze(expr, reason)
+        if followed:
+            self.notes.append(f"{reason} (called in {self.where or 'the model'})")
+        for i, output in enumerate(call.outputs):
+            call.put([fresh(n) for n in output.shape], output=i)
+
+    def conflict(self, call: Call, error: AxisConflict) -> None:
+        """Axes that contradict each other are frozen; the trace goes on with new ones."""
+        for tensor in call.tensors:
+            if self.info(tensor).kind is not Kind.CONSTANT:
+                for expr in self.info(tensor).dims:
+                    self.freeze(expr, f"'{call.name}': {error}")
+        self.notes.append(f"axis conflict in '{call.name}' in {self.where or 'the model'}: {error}")
+        for i, output in enumerate(call.outputs):
+            call.put([fresh(n) for n in output.shape], output=i)
+
+    def explain(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+        """Applies the rule of one executed operation."""
+        outputs = tuple(t for t in tree_flatten(result)[0] if isinstance(t, torch.Tensor))
+        name = func._schema.name.split("::")[-1]
+        if not outputs or name in SILENT:
+            return
+        names = [a.name for a in func._schema.arguments]
+        defaults = {a.name: a.default_value for a in func._schema.arguments if a.has_default_value()}
+        arguments = {**defaults, **dict(zip(names, args, strict=False)), **kwargs}
+        call = Call(self, name, func._overloadname, arguments, outputs)
+        handler = RULES.get(name) or (pointwise if torch.Tag.pointwise in func.tags else Tracer._no_rule)
+        try:
+            handler(call)
+        except AxisConflict as error:
+            self.conflict(call, error)
+
+    @staticmethod
+    def _no_rule(call: Call) -> None:
+        call.tracer.unknown(call)
+
+
+class _Operations(TorchDispatchMode):
+    """Feeds every ATen operation to the tracer after it ran."""
+
+    def __init__(self, tracer: Tracer) -> None:
+        super().__init__()
+        self.tracer = tracer
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        self.tracer.explain(func, args, kwargs, result)
+        return result
+
+
+VIEWS = frozenset(
+    {"view", "reshape", "expand", "unflatten", "new_zeros", "new_ones", "new_empty", "zeros", "ones", "empty"}
+)
+MASKABLE = frozenset({"softmax", "topk"})
+
+
+class _Functions(TorchFunctionMode):
+    """Sees calls with their Python arguments: integers that were read from attributes, softmax and top-k."""
+
+    def __init__(self, tracer: Tracer) -> None:
+        super().__init__()
+        self.tracer = tracer
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "").strip("_")
+        if name in MASKABLE:
+            self._maskable(name, args, kwargs)
+        result = func(*args, **kwargs)
+        if any(isinstance(leaf, TracedInt) for leaf in tree_flatten((args, kwargs))[0]) or name == "getitem":
+            for number, axis in _measured(self.tracer, name, args, kwargs, result):
+                terms = tuple(sorted(terms_of(number).items()))
+                self.tracer.uses.append(IntegerUse(terms, axis, int(number), self.tracer.where))
+        return result
+
+    def _maskable(self, name: str, args: Any, kwargs: Any) -> None:
+        tensor = args[0] if args else kwargs.get("input")
+        if not isinstance(tensor, torch.Tensor) or not self.tracer.stack:
+            return
+        frame = self.tracer.stack[-1]
+        position = 1 if name == "softmax" else 2
+        dim = kwargs.get("dim", args[position] if len(args) > position else -1)
+        info = self.tracer.info(tensor)
+        if info.kind is Kind.ACTIVATION and isinstance(dim, int):
+            self.tracer.functions.append(
+                FunctionCall(frame.path, name, frame.calls.get(name, 0), info.dims, dim % max(tensor.ndim, 1))
+            )
+        for outer in self.tracer.stack:
+            outer.calls[name] = outer.calls.get(name, 0) + 1
+
+
+def _measured(tracer: Tracer, name: str, args: Any, kwargs: Any, result: Any) -> Iterator[tuple[int, Expr]]:
+    """Pairs (integer with provenance, the axis whose length it set) of one call."""
+    if name in VIEWS and isinstance(result, torch.Tensor):
+        dims = tracer.info(result).dims
+        shape = args[1:] if name not in ("zeros", "ones", "empty") else args
+        flat = shape[0] if len(shape) == 1 and isinstance(shape[0], tuple | list) else shape
+        if len(flat) == len(dims):
+            yield from ((n, e) for n, e in zip(flat, dims, strict=True) if isinstance(n, TracedInt))
+    elif name in ("split", "split_with_sizes", "chunk") and isinstance(result, tuple | list):
+        sizes = args[1] if len(args) > 1 else kwargs.get("split_size_or_sections", kwargs.get("split_size"))
+        each = sizes if isinstance(sizes, tuple | list) else [sizes] * len(result)
+        dim = kwargs.get("dim", args[2] if len(args) > 2 else 0)
+        for n, piece in zip(each, result, strict=False):
+            if isinstance(n, TracedInt) and int(n) == piece.shape[dim] and name != "chunk":
+                yield n, tracer.info(piece).dims[dim]
+    elif name == "getitem" and isinstance(result, torch.Tensor) and isinstance(args[0], torch.Tensor):
+        yield from _sliced(tracer, args[0], args[1], result)
+
+
+def _sliced(tracer: Tracer, tensor: torch.Tensor, key: Any, result: torch.Tensor) -> Iterator[tuple[int, Expr]]:
+    items = key if isinstance(key, tuple) else (key,)
+    if not all(isinstance(i, slice) or i is Ellipsis for i in items):
+        return
+    after = items[items.index(Ellipsis) + 1 :] if Ellipsis in items else ()
+    before = items[: items.index(Ellipsis)] if Ellipsis in items else items
+    placed = [*enumerate(before), *((tensor.ndim - len(after) + i, s) for i, s in enumerate(after))]
+    for d, piece in placed:
+        start, stop = piece.start or 0, piece.stop
+        if piece.step in (None, 1) and isinstance(stop, TracedInt) and stop > 0:
+            span = stop - start
+            if isinstance(span, TracedInt) and int(span) == result.shape[d]:
+                yield span, tracer.info(result).dims[d]
+
+
+@contextmanager
+def following(tracer: Tracer, model: nn.Module) -> Iterator[None]:
+    """Installs the tracer on ``model``: module frames, operations and functions."""
+    with ExitStack() as stack:
+        for path, module in model.named_modules():
+            before = module.register_forward_pre_hook(_enter(tracer, path), with_kwargs=True, prepend=True)
+            after = module.register_forward_hook(_leave(tracer))
+            stack.callback(before.remove)
+            stack.callback(after.remove)
+        stack.enter_context(_Functions(tracer))
+        stack.enter_context(_Operations(tracer))
+        yield
+
+
+def _enter(tracer: Tracer, path: str) -> Callable[..., None]:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        leaves, _ = tree_flatten_with_path((args, kwargs))
+        arguments: dict[int, str] = {}
+        for keys, leaf in leaves:
+            if isinstance(leaf, torch.Tensor):
+                name = ".".join(str(getattr(k, "key", getattr(k, "idx", k))) for k in keys[1:])
+                arguments.setdefault(id(leaf), name)
+        given = next((v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor)), None)
+        first = None if given is None else tracer.records.get(given).source
+        tracer.stack.append(ModuleFrame(path, module, arguments, first))
+
+    return hook
+
+
+def _leave(tracer: Tracer) -> Callable[..., None]:
+    def hook(module: nn.Module, *_: Any) -> None:
+        while tracer.stack and tracer.stack.pop().module is not module:
+            pass
+
+    return hook
+
+
+def register_parameters(tracer: Tracer, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Gives every parameter and persistent buffer fresh axes, one per dimension."""
+    for name, tensor in tensors.items():
+        dims = tuple(fresh(n) for n in tensor.shape)
+        tracer.parameters[name] = dims
+        info = Info(dims, Kind.WEIGHT, params=frozenset({name}))
+        tracer.records.put(tensor, info)
+        tracer.records.alive.append(tensor)
+
+
+def frozen_reasons(tracer: Tracer) -> dict[int, list[str]]:
+    """Reasons by identity of the frozen atom."""
+    reasons: dict[int, list[str]] = {}
+    for expr, reason in tracer.frozen:
+        for atom in atoms(expr):
+            known = reasons.setdefault(id(atom), [])
+            if reason not in known:
+                known.append(reason)
+    return reasons

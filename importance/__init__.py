@@ -66,9 +66,7 @@ def build(criterion: str | Mapping[str, Any]) -> Criterion:
     given.pop("average", None)
     name = given.pop("name", None)
     if not isinstance(name, str):
-        raise CriterionError(
-            f"expected a criterion as a name or as {{name: ..., options}}, got {criterion!r}"
-        )
+        raise CriterionError(f"expected a criterion as a name or as {{name: ..., options}}, got {criterion!r}")
     found = criteria.get(name)
     try:
         return found(found.options_model.model_validate(given))

@@ -14,9 +14,7 @@ from graphprune.importance.base import Criterion, Observation, Options, Signal
 class GateOptions(Options):
     """Options of :class:`Gate`."""
 
-    power: Literal[1, 2] = Field(
-        1, description="1: absolute value (Michel et al.). 2: square (Molchanov et al.)."
-    )
+    power: Literal[1, 2] = Field(1, description="1: absolute value (Michel et al.). 2: square (Molchanov et al.).")
     mean_of: Literal["sample", "batch", "gradient"] = Field(
         "batch",
         description="What one-shot scoring averages over the data: scores of samples (Michel et al., one "

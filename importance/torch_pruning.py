@@ -100,9 +100,7 @@ class TorchPruning(Criterion):
         holder = seen.holder(member.tensor)
         weight = self._parameter(member.tensor, seen)
         bias_name = f"{path}.bias"
-        has_bias = (
-            leaf == "weight" and not member.consumes and any(m.tensor == bias_name for m in group.members)
-        )
+        has_bias = leaf == "weight" and not member.consumes and any(m.tensor == bias_name for m in group.members)
         bias = self._parameter(bias_name, seen) if has_bias else None
         if weight.ndim == 1:
             return _norm(weight, bias) if isinstance(holder, nn.LayerNorm) and leaf == "weight" else None

@@ -1,0 +1,112 @@
+"""Gradients of base weights, summed over backward calls, without leaving anything on the parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from graphprune.names import resolve_tensor
+
+
+class GradientRecorder:
+    """Sums, and sums of squares, of the gradients of some tensors over backward calls.
+
+    A parameter that did not require a gradient does so while the recorder is open, and its ``grad`` is taken
+    away as soon as it is there, so that gradient clipping and optimizers never meet it. A parameter that did
+    require one keeps it. Buffers, and parameters that a backward does not reach, have zero gradient.
+
+    Args:
+        model: bare or wrapped.
+        tensors: names in the graph.
+        sums: whether to record the gradient.
+        squares: whether to record its square, backward by backward.
+    """
+
+    def __init__(self, model: nn.Module, tensors: Iterable[str], *, sums: bool, squares: bool) -> None:
+        self._tensors = {name: resolve_tensor(model, name) for name in tensors}
+        self._record_sums, self._record_squares = sums, squares
+        self._sums: dict[int, Tensor] = {}
+        self._squares: dict[int, Tensor] = {}
+        self._undo: list[Callable[[], None]] = []
+
+    def open(self) -> None:
+        """Starts recording."""
+        for parameter in {id(t): t for t in self._tensors.values()}.values():
+            if not isinstance(parameter, nn.Parameter) or not parameter.is_floating_point():
+                continue
+            if parameter.requires_grad:
+                handle: RemovableHandle = parameter.register_hook(self._listener(parameter))  # type: ignore[no-untyped-call]
+                self._undo.append(handle.remove)
+            else:
+                self._undo.append(_restorer(parameter))
+                parameter.requires_grad_(True)
+                parameter.grad = None
+                handle = parameter.register_post_accumulate_grad_hook(self._take)  # type: ignore[no-untyped-call]
+                self._undo.append(handle.remove)
+
+    def close(self) -> None:
+        """Stops recording and leaves the parameters as they were."""
+        while self._undo:
+            self._undo.pop()()
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets what was recorded."""
+        self._sums.clear()
+        self._squares.clear()
+
+    def sum(self, tensor: str) -> Tensor:
+        """The summed gradient of ``tensor``."""
+        return self._read(self._sums, tensor)
+
+    def sum_of_squares(self, tensor: str) -> Tensor:
+        """The sum over backward calls of the squared gradient of ``tensor``."""
+        return self._read(self._squares, tensor)
+
+    def recorded(self) -> Iterator[tuple[str, Tensor]]:
+        """What was recorded, by tensor name."""
+        for name, tensor in self._tensors.items():
+            for store in (self._sums, self._squares):
+                if id(tensor) in store:
+                    yield name, store[id(tensor)]
+
+    def _read(self, store: dict[int, Tensor], name: str) -> Tensor:
+        tensor = self._tensors[name]
+        recorded = store.get(id(tensor))
+        return torch.zeros_like(tensor, requires_grad=False) if recorded is None else recorded
+
+    def _take(self, parameter: Tensor) -> None:
+        gradient, parameter.grad = parameter.grad, None
+        assert gradient is not None
+        self._add(parameter, gradient)
+
+    def _listener(self, parameter: nn.Parameter) -> Callable[[Tensor], None]:
+        # Copied, because autograd may hand the same memory to the parameter and change it there.
+        return lambda gradient: self._add(parameter, gradient.detach().clone())
+
+    def _add(self, parameter: Tensor, gradient: Tensor) -> None:
+        key = id(parameter)
+        if self._record_squares:
+            square = _wide(gradient).square()
+            self._squares[key] = self._squares[key].add_(square) if key in self._squares else square
+        if self._record_sums:
+            # One backward keeps the gradient's own precision and memory; sums of several need more.
+            known = self._sums.get(key)
+            self._sums[key] = gradient if known is None else _wide(known).add_(gradient)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _restorer(parameter: nn.Parameter) -> Callable[[], None]:
+    gradient = parameter.grad
+
+    def restore() -> None:
+        parameter.requires_grad_(False)
+        parameter.grad = gradient
+
+    return restore

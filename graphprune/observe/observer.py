@@ -1,0 +1,168 @@
+"""One observation of a model: which signals are recorded, and where criteria read them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from graphprune.errors import CriterionError
+from graphprune.graph import DependencyGraph, Group
+from graphprune.importance.base import LoraFactors, Observation, Signal
+from graphprune.names import bare, plain, resolve_module
+from graphprune.observe.factors import base_weight, factor_parameters, lora_factors
+from graphprune.observe.gates import GateRecorder
+from graphprune.observe.gradients import GradientRecorder
+from graphprune.observe.inputs import InputRecorder
+
+
+class _Recorder(Protocol):
+    def open(self) -> None: ...
+    def close(self) -> None: ...
+    def reset(self) -> None: ...
+
+
+class Observer(Observation):
+    """Records, inside its ``with`` block, what criteria ask for; outside of it the model is as it was.
+
+    Gradients are summed over the backward calls since the last :meth:`reset`. As with gradient accumulation,
+    the loss of each call is expected to be divided by the number of calls, so that the sum is the gradient of
+    the mean loss. Squared gradients are Fisher information only if every backward call is of a single sample.
+
+    Gradients of adapters are read from the adapters' ``grad`` when a criterion asks, so they are what the
+    optimizer is going to see; they are the caller's to clear.
+
+    Opened where gradients are enabled, it leaves forward passes without them (evaluations between training steps)
+    aside; opened where they are disabled, it counts those. Parameters that are replaced while it is open are lost to
+    it: open a new one after cutting a model.
+
+    Args:
+        model: bare or wrapped by PEFT; all names are resolved through the wrappers.
+        graph: its dependency graph.
+        groups: the groups that will be scored.
+        signals: what to record.
+
+    Raises:
+        CriterionError: if a signal cannot be recorded for a group.
+    """
+
+    def __init__(
+        self, model: nn.Module, graph: DependencyGraph, groups: Iterable[Group], signals: Iterable[Signal]
+    ) -> None:
+        self._model = model
+        self._groups = tuple(groups)
+        self._signals = frozenset(signals)
+        unknown = [g.name for g in self._groups if g.name not in graph.by_name]
+        if unknown:
+            raise CriterionError(f"group '{unknown[0]}' is not in the graph of this model; trace the model again")
+        self._tensors = tuple(dict.fromkeys(m.tensor for g in self._groups for m in g.members))
+        self._forwards = 0
+        self._with_gradients = True
+        self._open = ExitStack()
+        sums, squares = Signal.WEIGHT_GRADIENT in self._signals, Signal.SQUARED_GRADIENT in self._signals
+        self._gradients = (
+            GradientRecorder(model, self._tensors, sums=sums, squares=squares) if sums or squares else None
+        )
+        self._inputs = InputRecorder(model, self._tensors) if Signal.INPUT_NORM in self._signals else None
+        self._gates = GateRecorder(model, self._groups) if Signal.MASK_GRADIENT in self._signals else None
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            handle = bare(self._model).register_forward_pre_hook(self._count)
+            stack.callback(handle.remove)
+            for recorder in self._recorders():
+                stack.callback(recorder.close)
+                recorder.open()
+            self._open = stack.pop_all()
+        self._forwards = 0
+        self._with_gradients = torch.is_grad_enabled()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._open.close()
+
+    def reset(self) -> None:
+        """Forgets the batches seen so far; call it after every optimizer step."""
+        self._forwards = 0
+        for recorder in self._recorders():
+            recorder.reset()
+
+    def weight(self, tensor: str) -> Tensor:
+        return base_weight(self._model, tensor)
+
+    def holder(self, tensor: str) -> nn.Module | None:
+        return plain(resolve_module(self._model, tensor.rpartition(".")[0]))
+
+    def gradient(self, tensor: str) -> Tensor:
+        self._need(Signal.WEIGHT_GRADIENT)
+        assert self._gradients is not None
+        return self._gradients.sum(tensor)
+
+    def squared_gradient(self, tensor: str) -> Tensor:
+        self._need(Signal.SQUARED_GRADIENT)
+        assert self._gradients is not None
+        # Losses were divided by n = number of calls: mean of g² = Σ (n·h)² / n = n·Σ h² for recorded h = g/n.
+        return self._gradients.sum_of_squares(tensor) * self._forwards
+
+    def lora(self, tensor: str) -> LoraFactors | None:
+        self._need(Signal.LORA)
+        factors = list(factor_parameters(self._model, tensor))
+        if factors and all(f.grad is None for f in factors) and not self._any_adapter_gradient():
+            raise CriterionError(
+                f"the adapter on '{tensor}' has no gradient, nor has any other. "
+                "Run a backward pass with trainable adapters before scoring."
+            )
+        return lora_factors(self._model, tensor)
+
+    def input_norm(self, tensor: str) -> Tensor | None:
+        self._need(Signal.INPUT_NORM)
+        assert self._inputs is not None
+        return self._inputs.norm(tensor)
+
+    def mask_gradient(self, group: Group) -> Tensor:
+        self._need(Signal.MASK_GRADIENT)
+        assert self._gates is not None
+        return self._gates.gradient(group)
+
+    def nonfinite(self) -> str | None:
+        """The first gradient recorded since :meth:`reset` that is not finite, in words; None if all are."""
+        found: dict[str, Tensor] = {}
+        if self._gradients is not None:
+            found.update((f"the gradient of '{name}'", value) for name, value in self._gradients.recorded())
+        if self._gates is not None:
+            found.update((f"the mask gradient of group '{g.name}'", self._gates.gradient(g)) for g in self._groups)
+        if Signal.LORA in self._signals:
+            for name in self._tensors:
+                for factor in factor_parameters(self._model, name):
+                    if factor.grad is not None:
+                        found[f"the gradient of the adapter on '{name}' ({tuple(factor.shape)})"] = factor.grad
+        return next((what for what, value in found.items() if not _finite(value)), None)
+
+    def _recorders(self) -> list[_Recorder]:
+        return [r for r in (self._gradients, self._inputs, self._gates) if r is not None]
+
+    def _count(self, module: nn.Module, args: object) -> None:
+        self._forwards += torch.is_grad_enabled() == self._with_gradients
+
+    def _any_adapter_gradient(self) -> bool:
+        return any(f.grad is not None for t in self._tensors for f in factor_parameters(self._model, t))
+
+    def _need(self, signal: Signal) -> None:
+        if signal not in self._signals:
+            raise CriterionError(
+                f"the signal '{signal.value}' was not recorded. A criterion names every signal it reads in 'signals'."
+            )
+        if self._forwards == 0 and signal is not Signal.LORA:
+            raise CriterionError(f"the signal '{signal.value}' was asked for before any batch was run")
+
+
+def _finite(value: Tensor) -> bool:
+    # One number per tensor crosses to the host; a sum is finite in float32 unless an element is not.
+    return bool(value.sum(dtype=torch.promote_types(value.dtype, torch.float32)).isfinite())

@@ -154,9 +154,7 @@ def _asked(target: Target, pool: Sequence[Group]) -> int:
     return sum(g.size - plain.kept(g.size) for g in pool)
 
 
-def _note(
-    pool: Sequence[Group], asked: int, removed: Mapping[str, set[int]], target: Target
-) -> Iterator[str]:
+def _note(pool: Sequence[Group], asked: int, removed: Mapping[str, set[int]], target: Target) -> Iterator[str]:
     """Says so where rounding, a minimum or an earlier plan changed the amount that was asked for."""
     got = sum(len(removed.get(g.name, ())) for g in pool)
     if got == asked:

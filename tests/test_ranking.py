@@ -122,9 +122,7 @@ def test_multiple_of_rounds_towards_keeping_more_and_says_so():
     graph = make_graph(layers=2)
     made = plan(graph, make_spec({**MLP, "ratio": 0.5, "multiple_of": 16}), make_scores(graph))
     assert counts(made) == {"layers.0.mlp/mlp.channel": 8, "layers.1.mlp/mlp.channel": 8}
-    assert made.notes == (
-        "mlp.channel: keeps 32 of 40 units where 20 were asked for (multiple_of 16) (in 2 groups)",
-    )
+    assert made.notes == ("mlp.channel: keeps 32 of 40 units where 20 were asked for (multiple_of 16) (in 2 groups)",)
 
 
 def test_multiple_of_in_a_shared_pool_moves_whole_chunks():
@@ -191,9 +189,7 @@ def test_scores_that_are_not_finite_are_refused_with_group_and_unit(value):
     graph = make_graph()
     scores = make_scores(graph)
     scores["layers.2.mlp/mlp.channel"][7] = value
-    with pytest.raises(
-        NonFiniteError, match=r"'layers\.2\.mlp/mlp\.channel': 1 of 40 scores .* first at unit 7"
-    ):
+    with pytest.raises(NonFiniteError, match=r"'layers\.2\.mlp/mlp\.channel': 1 of 40 scores .* first at unit 7"):
         plan(graph, make_spec({**MLP, "ratio": 0.5}), scores)
 
 

@@ -8,13 +8,15 @@ import warnings
 from collections.abc import Iterable
 from typing import Any, cast
 
+import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from graphprune.errors import SpecError
 from graphprune.graph import DependencyGraph, Group
-from graphprune.names import plain, resolve_module
+from graphprune.names import bare, plain, resolve_module
 from graphprune.schema import Lora
+from graphprune.trace import trace
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +85,19 @@ def attach(model: nn.Module, graph: DependencyGraph, groups: Iterable[Group], lo
         # Set for all layers, PEFT takes the flag back for each layer that is not transposed, and says so.
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
         return cast(nn.Module, get_peft_model(cast(Any, model), config))
+
+
+def trace_without_adapters(model: nn.Module) -> DependencyGraph:
+    """The dependency graph of the bare model below any wrapper.
+
+    Adapters would be traced as parts of the network, so a model that has some is traced as a twin, built from its
+    config without weights. A model that was pruned before and whose config does not tell needs its graph given.
+    """
+    base = bare(model)
+    if any(plain(module) is not module for module in base.modules()):
+        with torch.device("meta"):
+            base = type(base)(cast(Any, base).config)
+    return trace(base)
 
 
 def merge(model: nn.Module) -> nn.Module:

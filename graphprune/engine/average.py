@@ -27,9 +27,7 @@ def update(average: Scores, scores: Scores, decay: float) -> dict[str, torch.Ten
     for name, score in scores.items():
         score = score.detach().float()
         old = average.get(name)
-        new[name] = (
-            (1.0 - decay) * score if old is None else decay * old.to(score.device) + (1.0 - decay) * score
-        )
+        new[name] = (1.0 - decay) * score if old is None else decay * old.to(score.device) + (1.0 - decay) * score
     return new
 
 

@@ -124,9 +124,7 @@ def example(item: Any) -> dict[str, torch.Tensor]:
     fields = dict(item) if hasattr(item, "keys") else {"input_ids": item}
     if "input_ids" not in fields:
         raise DataError(f"an example of train_data needs 'input_ids', got the fields {sorted(fields)}")
-    tensors = {
-        k: torch.as_tensor(fields[k]) for k in ("input_ids", "labels", "attention_mask") if k in fields
-    }
+    tensors = {k: torch.as_tensor(fields[k]) for k in ("input_ids", "labels", "attention_mask") if k in fields}
     return {"labels": tensors["input_ids"], **tensors}
 
 

@@ -64,9 +64,7 @@ def _from_jsonl(path: Path, field: str) -> Iterator[str]:
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise DataError(
-                f"{path}, line {number}: expected one JSON object per line, got {error}"
-            ) from None
+            raise DataError(f"{path}, line {number}: expected one JSON object per line, got {error}") from None
         if not isinstance(row, dict) or not isinstance(row.get(field), str):
             got = f"the fields {sorted(row)}" if isinstance(row, dict) else type(row).__name__
             raise DataError(f"{path}, line {number}: expected text in the field '{field}', got {got}")

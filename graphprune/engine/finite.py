@@ -26,22 +26,28 @@ def check_scores(scores: Mapping[str, torch.Tensor], step: int) -> None:
 
 
 def check_gradients(model: nn.Module, groups: Iterable[Group], step: int) -> None:
-    """Raises :class:`NonFiniteError` with the first NaN or infinite gradient, its group, and the step."""
-    name = nonfinite_gradient(model)
-    if name is None:
+    """Raises :class:`NonFiniteError` with the first NaN or infinite gradient, its group, and the step.
+
+    Clipping by a norm that is NaN makes every gradient NaN, so after it the first one need not be the culprit; the
+    message says how many there are.
+    """
+    names = nonfinite_gradients(model)
+    if not names:
         return
+    name, others = names[0], len(names) - 1
     near = (g.name for g in groups for m in g.members if f".{m.tensor.rpartition('.')[0]}." in f".{name}")
     group = next(near, None)
     where = f"group '{group}': " if group else ""
-    raise NonFiniteError(f"{where}the gradient of '{name}' is NaN or infinite at step {step}. {_NEXT}")
+    more = f" (and of {others} more)" if others else ""
+    raise NonFiniteError(f"{where}the gradient of '{name}'{more} is NaN or infinite at step {step}. {_NEXT}")
 
 
-def nonfinite_gradient(model: nn.Module) -> str | None:
-    """The name of the first parameter whose gradient is not finite, or None."""
+def nonfinite_gradients(model: nn.Module) -> list[str]:
+    """The names of the parameters whose gradients are not finite, in the model's order."""
     gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
     if _sums_finite(gradients.values()):
-        return None
-    return next((n for n, g in gradients.items() if not bool(torch.isfinite(g).all())), None)
+        return []
+    return [n for n, g in gradients.items() if not bool(torch.isfinite(g).all())]
 
 
 def _sums_finite(tensors: Iterable[torch.Tensor]) -> bool:

@@ -104,9 +104,7 @@ class Pruner:
         return self.plan
 
     def _make(self, step: int, fraction: float, loss: float | None) -> PrunePlan:
-        self.plan = ranking.plan(
-            self.graph, self.spec, self.average.values, fraction=fraction, base=self.plan
-        )
+        self.plan = ranking.plan(self.graph, self.spec, self.average.values, fraction=fraction, base=self.plan)
         removed = {role: row["removed"] for role, row in self.plan.summary().items()}
         self.events.append(PruneEvent(step, fraction, removed, loss))
         return self.plan
@@ -117,5 +115,6 @@ def _mean_over_processes(scores: dict[str, torch.Tensor]) -> dict[str, torch.Ten
         return scores
     flat = torch.cat(list(scores.values()))
     torch.distributed.all_reduce(flat)
-    parts = (flat / torch.distributed.get_world_size()).split([s.numel() for s in scores.values()])
+    flat /= torch.distributed.get_world_size()
+    parts = torch.split(flat, [s.numel() for s in scores.values()])
     return dict(zip(scores, parts, strict=True))

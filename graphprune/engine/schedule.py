@@ -40,9 +40,7 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.every < 1:
-            raise ValueError(
-                f"a schedule needs at least one step, got steps={self.steps}, every={self.every}"
-            )
+            raise ValueError(f"a schedule needs at least one step, got steps={self.steps}, every={self.every}")
         if not (0 <= self.warmup < 1 and 0 <= self.cooldown < 1 and self.warmup + self.cooldown <= 1):
             raise ValueError(
                 "warmup and cooldown are fractions of the run that together leave room to prune, "

@@ -64,9 +64,7 @@ def test_nothing_is_an_error(data):
 
 
 def test_less_than_one_sequence_is_an_error_with_counts():
-    with pytest.raises(
-        DataError, match=r"5 tokens in 2 documents; sequence_length is 8.*lower training\.seq"
-    ):
+    with pytest.raises(DataError, match=r"5 tokens in 2 documents; sequence_length is 8.*lower training\.seq"):
         load_blocks([[1, 2, 3], [4, 5]], sequence_length=8)
 
 

@@ -1,0 +1,148 @@
+"""Pruning inside any transformers Trainer: the state machine of :mod:`.pruner`, wired to its events."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from graphprune.engine.adapters import trace_without_adapters
+from graphprune.engine.finite import check_gradients, nonfinite_gradients
+from graphprune.engine.pruner import PruneEvent, Pruner
+from graphprune.errors import GraphPruneError
+from graphprune.graph import DependencyGraph
+from graphprune.masking import MaskSet
+from graphprune.observe import Observer
+from graphprune.plan import PrunePlan
+from graphprune.schema import PruneSpec
+from graphprune.specfile import load_spec
+
+log = logging.getLogger(__name__)
+
+
+class PruneCallback(TrainerCallback):
+    """Prunes by masks while a Trainer tunes: scores at every optimizer step, removes units on schedule.
+
+    Put it into ``Trainer(callbacks=[...])``. After training, :attr:`plan` holds the units that are gone,
+    exactly the target; ``gp.reshape(model, callback.plan)`` makes the model physically smaller. Criteria
+    that read adapters need a model wrapped by PEFT; see :func:`graphprune.engine.adapters.attach`.
+
+    Scores are taken where LoRAPrune takes them: once per optimizer step, on the accumulated gradients, after
+    clipping and before the update, dropout active, inside the warm-up too. Of the spec, ``targets``,
+    ``scope``, ``criterion`` and ``schedule`` are used; steps, batches and the optimizer are the Trainer's.
+
+    Args:
+        spec: a spec, its file, recipe or dictionary.
+        graph: the dependency graph of the bare model; traced at the beginning of training where it is None.
+
+    Raises:
+        SpecError: at the beginning of training, if the spec does not fit the model.
+        NonFiniteError: during training, for scores or gradients that are NaN or infinite.
+    """
+
+    def __init__(
+        self,
+        spec: PruneSpec | Mapping[str, Any] | str | os.PathLike[str],
+        graph: DependencyGraph | None = None,
+    ) -> None:
+        self.spec = load_spec(spec)
+        self.graph = graph
+        self.pruner: Pruner | None = None
+        self._observer: Observer | None = None
+        self._masks: MaskSet | None = None
+        self._watching = ExitStack()
+
+    @property
+    def plan(self) -> PrunePlan:
+        """The units that are gone by now; after training, the target."""
+        if self.pruner is None:
+            raise GraphPruneError("PruneCallback.plan exists once training has begun; run trainer.train() first")
+        return self.pruner.plan
+
+    @property
+    def events(self) -> tuple[PruneEvent, ...]:
+        """What was removed when."""
+        return () if self.pruner is None else tuple(self.pruner.events)
+
+    @property
+    def scores(self) -> dict[str, torch.Tensor]:
+        """The averaged scores by group name: float32 of shape ``(size,)``, on the CPU."""
+        return {} if self.pruner is None else {n: v.cpu() for n, v in self.pruner.average.values.items()}
+
+    def close(self) -> None:
+        """Takes masks and observers off the model; for a training that was broken off."""
+        self._watching.close()
+        if self._masks is not None:
+            self._masks.detach()
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.close()
+        model: nn.Module = kwargs["model"]
+        self.graph = self.graph or trace_without_adapters(model)
+        self.pruner = Pruner(self.graph, self.spec, state.max_steps)
+        groups = self.pruner.groups
+        self._masks = MaskSet(model, self.graph, [g.name for g in groups]).attach()
+        self._observer = self._watching.enter_context(
+            Observer(model, self.graph, groups, self.pruner.criterion.signals)
+        )
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        pruner, model, step = self._running, kwargs["model"], state.global_step + 1
+        if _loss_is_scaled(args, kwargs["optimizer"]) and nonfinite_gradients(model):
+            log.info("step %d: overflow in half precision, so this step is skipped and not scored", step)
+            return
+        check_gradients(model, pruner.groups, step)
+        if pruner.done:
+            return
+        assert self._observer is not None
+        pruner.score(step, self._observer)
+        self._observer.reset()
+        plan = pruner.advance(step, _last_loss(state))
+        if plan is not None:
+            self._apply(plan)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if not self._running.done:
+            log.warning("training ended at step %d, before the schedule's last event", state.global_step)
+        self._running.finish(state.global_step)
+        self.close()
+
+    @property
+    def _running(self) -> Pruner:
+        assert self.pruner is not None, "on_train_begin has not been called"
+        return self.pruner
+
+    def _apply(self, plan: PrunePlan) -> None:
+        assert self._masks is not None
+        for name, units in plan.removed.items():
+            self._masks.set(name, units)
+        log.info("pruned at %s", self._running.events[-1])
+        if self._running.done:
+            self._watching.close()  # no more scores are needed, so training need not pay for them
+
+
+def _loss_is_scaled(args: TrainingArguments, optimizer: Any) -> bool:
+    """Whether a gradient scaler is at work (fp16), where overflow is part of the method; unscales gradients.
+
+    Clipping has unscaled them already. Without clipping nobody has, and scores would carry the loss scale.
+    """
+    scaler = getattr(optimizer, "scaler", None)
+    if scaler is not None and not args.max_grad_norm:
+        scaler.unscale_(optimizer.optimizer)
+    return scaler is not None
+
+
+def _last_loss(state: TrainerState) -> float | None:
+    return next((row["loss"] for row in reversed(state.log_history) if "loss" in row), None)

@@ -1,0 +1,43 @@
+"""A decoder small enough to train in a test, and token ids for it."""
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from graphprune.graph import DependencyGraph
+from graphprune.trace import trace
+
+VOCAB = 61
+
+
+def make_llama():
+    """Three layers, 4 key/value heads with 2 query heads each, 24 channels; the same weights every time."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        head_dim=4,
+        intermediate_size=24,
+        vocab_size=VOCAB,
+        max_position_embeddings=64,
+        initializer_range=0.2,  # scores of an almost linear model would all be alike
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture
+def llama() -> LlamaForCausalLM:
+    return make_llama()
+
+
+@pytest.fixture(scope="session")
+def graph() -> DependencyGraph:
+    return trace(make_llama())
+
+
+@pytest.fixture(scope="session")
+def tokens() -> torch.Tensor:
+    """Token ids of shape (24, 16)."""
+    return torch.randint(0, VOCAB, (24, 16), generator=torch.Generator().manual_seed(0))

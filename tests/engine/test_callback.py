@@ -1,0 +1,185 @@
+"""PruneCallback inside plain transformers Trainers, with gradient accumulation."""
+
+import copy
+import itertools
+import math
+
+import pytest
+import torch
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from graphprune.engine.adapters import attach, merge
+from graphprune.engine.callback import PruneCallback
+from graphprune.engine.data import load_blocks
+from graphprune.errors import GraphPruneError, NonFiniteError, SpecError
+from graphprune.masking import masked
+from graphprune.reshape import reshape
+from graphprune.schema import Lora, PruneSpec
+
+TARGETS = [{"role": "attention.group", "count": 1}, {"role": "mlp.channel", "ratio": 0.5, "layers": "1:"}]
+
+
+def make_spec(criterion="lora", **schedule):
+    return PruneSpec.model_validate(
+        {
+            "targets": TARGETS,
+            "criterion": criterion,
+            "schedule": {"every": 2, "warmup": 0.0, "cooldown": 0.25, **schedule},
+        }
+    )
+
+
+def make_trainer(model, tokens, folder, callback, steps=8, **options):
+    usual = {"learning_rate": 1e-2, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=steps,
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+        dataloader_pin_memory=False,
+        logging_steps=1,
+        save_strategy="no",
+        **{**usual, **options},
+    )
+    data = load_blocks(tokens, sequence_length=tokens.shape[1])
+    trainer = Trainer(model=model, args=arguments, train_dataset=data, callbacks=[callback])
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def adapt(model, graph):
+    groups = [*graph.select(role="attention.group"), *graph.select(role="mlp.channel")]
+    return attach(model, graph, groups, Lora(r=4, dropout=0.0))
+
+
+def test_a_plain_trainer_prunes_to_exactly_the_target(llama, graph, tokens, tmp_path):
+    callback = PruneCallback(make_spec(), graph)
+    make_trainer(adapt(llama, graph), tokens, tmp_path, callback).train()
+    removed = {name: len(units) for name, units in callback.plan.removed.items()}
+    assert removed == {
+        **{f"model.layers.{i}.self_attn/attention.group": 1 for i in range(3)},
+        **{f"model.layers.{i}.mlp/mlp.channel": 12 for i in (1, 2)},
+    }
+    assert [event.step for event in callback.events] == [2, 4, 6]
+    assert callback.events[-1].fraction == 1.0
+    assert callback.events[-1].removed == {"attention.group": 3, "mlp.channel": 24}
+    assert callback.events[-1].loss is not None
+    assert {name: tuple(s.shape) for name, s in callback.scores.items()} == {
+        name: (graph.by_name[name].size,) for name in callback.plan.removed
+    }
+
+
+def test_masks_act_from_their_event_on_and_only_grow(llama, graph, tokens, tmp_path):
+    callback = PruneCallback(make_spec(), graph)
+    seen = []
+
+    model = adapt(llama, graph)
+    layer = llama.model.layers[1].mlp.down_proj
+    hook = layer.base_layer.register_forward_pre_hook(
+        lambda module, args: seen.append((args[0] == 0).all(dim=0).all(dim=0))
+    )
+    make_trainer(model, tokens, tmp_path, callback).train()
+    hook.remove()
+    counts = [int(zero.sum()) for zero in seen]
+    steps = [max(counts[2 * i : 2 * i + 2]) for i in range(8)]
+    # Events at steps 2, 4, 6: the next step's forward passes feel them. 1 - (1 - t/6)^3 of 12 channels.
+    expected = [0, 0, *[math.floor(12 * (1 - (1 - t / 6) ** 3)) for t in (2, 2, 4, 4)], 12, 12]
+    assert steps == expected
+    for before, after in itertools.pairwise(seen):
+        assert bool((after | ~before).all())
+    # and after training the model is as free of hooks as before
+    assert not layer._forward_pre_hooks
+
+
+def test_the_masked_model_equals_the_merged_and_reshaped_one(llama, graph, tokens, tmp_path):
+    callback = PruneCallback(make_spec(), graph)
+    model = adapt(llama, graph)
+    make_trainer(model, tokens, tmp_path, callback).train()
+    model.eval()
+    with torch.no_grad():
+        with masked(model, callback.plan, graph):
+            expected = model(tokens[:4]).logits
+        small = reshape(merge(model), callback.plan, graph)
+        assert (small(tokens[:4]).logits - expected).abs().max() < 1e-5
+    assert small.model.layers[1].mlp.down_proj.weight.shape == (32, 12)
+
+
+@pytest.mark.parametrize("criterion", ["magnitude", "wanda", "gate", "taylor", "random"])
+def test_every_kind_of_signal_can_be_had_while_training(criterion, llama, graph, tokens, tmp_path):
+    callback = PruneCallback(make_spec(criterion), graph)
+    model = adapt(llama, graph)
+    make_trainer(model, tokens, tmp_path, callback).train()
+    assert sum(len(units) for units in callback.plan.removed.values()) == 27
+    assert all(p.grad is None and not p.requires_grad for n, p in model.named_parameters() if "lora" not in n)
+
+
+def test_accumulated_micro_batches_give_the_scores_of_the_whole_batch(llama, graph, tokens, tmp_path):
+    scores = []
+    for size, accumulate in ((4, 1), (1, 4)):
+        torch.manual_seed(1)
+        callback = PruneCallback(make_spec(), graph)
+        make_trainer(
+            adapt(copy.deepcopy(llama), graph),
+            tokens[:4],
+            tmp_path,
+            callback,
+            steps=1,
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=accumulate,
+        ).train()
+        scores.append(callback.scores)
+    for name, score in scores[0].items():
+        torch.testing.assert_close(score, scores[1][name], rtol=1e-4, atol=0.0)
+
+
+def test_the_graph_is_traced_where_none_is_given(llama, graph, tokens, tmp_path):
+    callback = PruneCallback(make_spec())
+    make_trainer(adapt(llama, graph), tokens, tmp_path, callback, steps=2).train()
+    assert callback.graph.fingerprint == graph.fingerprint
+
+
+def test_a_training_that_stops_early_ends_at_the_target(llama, graph, tokens, tmp_path, caplog):
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_training_stop = state.global_step == 3
+
+    callback = PruneCallback(make_spec(), graph)
+    trainer = make_trainer(adapt(llama, graph), tokens, tmp_path, callback)
+    trainer.add_callback(Stop())
+    trainer.train()
+    assert callback.plan.ratio("model.layers.1.mlp/mlp.channel") == 0.5
+    assert "training ended at step 3, before the schedule's last event" in caplog.text
+
+
+def test_a_diverged_gradient_stops_training_with_group_and_step(llama, graph, tokens, tmp_path):
+    model = adapt(llama, graph)
+    factor = llama.model.layers[2].mlp.up_proj.lora_B["default"].weight
+    calls = []
+
+    def spoil(gradient):
+        calls.append(1)
+        return torch.full_like(gradient, float("inf")) if len(calls) > 2 * 2 else gradient  # from step 3 on
+
+    factor.register_hook(spoil)
+    callback = PruneCallback(make_spec(), graph)
+    message = r"group 'model\.layers\.2\.mlp/mlp\.channel': the gradient of .*lora_B.* at step 3\."
+    with pytest.raises(NonFiniteError, match=message):
+        make_trainer(model, tokens, tmp_path, callback).train()
+    callback.close()
+    assert not llama.model.layers[2].mlp.down_proj._forward_pre_hooks
+
+
+def test_a_spec_that_does_not_fit_is_refused_before_the_first_step(llama, tokens, tmp_path, graph):
+    spec = {"targets": [{"role": "moe.expert", "ratio": 0.5}]}
+    trainer = make_trainer(adapt(llama, graph), tokens, tmp_path, PruneCallback(spec, graph))
+    with pytest.raises(SpecError, match=r"moe\.expert"):
+        trainer.train()
+
+
+def test_there_is_no_plan_before_training(graph):
+    callback = PruneCallback(make_spec(), graph)
+    assert callback.events == ()
+    assert callback.scores == {}
+    with pytest.raises(GraphPruneError, match=r"run trainer\.train\(\) first"):
+        _ = callback.plan

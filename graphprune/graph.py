@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Any, Literal
 
 import networkx as nx
 import torch
 from pydantic import BaseModel, ConfigDict
+from typing_extensions import Self
 
 from graphprune.selection import Selection
 
@@ -144,8 +145,8 @@ class SizeRule(Value):
     """A Python integer that the forward pass reads and that must follow the removed units.
 
     The attribute ``attribute`` of module ``owner`` (or of the config, where ``owner`` is ``"config"`` or
-    ``"config.<sub-config>"``) equals ``constant + Σ coefficient·Π size(group)`` over ``terms``. ``reader`` is the module
-    whose forward read it: a config attribute has one rule per reader, and readers may come to disagree.
+    ``"config.<sub-config>"``) equals ``constant + Σ coefficient·Π size(group)`` over ``terms``. ``reader`` is the
+    module whose forward read it: a config attribute has one rule per reader, and readers may come to disagree.
     """
 
     owner: str
@@ -253,6 +254,13 @@ class DependencyGraph(Value):
     def cut(self, tensor: str) -> tuple[tuple[Group, Member], ...]:
         """Every group that cuts ``tensor``, with the member that does."""
         return tuple((g, m) for g in self.groups for m in g.members if m.tensor == tensor)
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A changed copy; what is derived from the fields is derived anew."""
+        copied = super().model_copy(update=update, deep=deep)
+        for derived in ("by_name", "fingerprint", "nx"):
+            copied.__dict__.pop(derived, None)
+        return copied
 
     def sizes(self) -> dict[str, int]:
         """Group sizes by name."""

@@ -33,7 +33,7 @@ def build_graph(tracer: Tracer, model: nn.Module, tied: dict[str, str]) -> Depen
     """The dependency graph of a traced model."""
     stack = LayerStack(model)
     drafts = _drafts(tracer)
-    _assign_roles(tracer, drafts, stack)
+    _assign_roles(drafts, stack)
     _assign_names(drafts)
     by_atom = {d.atom: d for d in drafts}
     groups = tuple(_group(tracer, d) for d in drafts)
@@ -104,7 +104,7 @@ def _same(left: Expr, right: Expr) -> bool:
     return [id(a) for a in atoms(left)] == [id(a) for a in atoms(right)] and length(left) == length(right)
 
 
-def _assign_roles(tracer: Tracer, drafts: list[Draft], stack: LayerStack) -> None:
+def _assign_roles(drafts: list[Draft], stack: LayerStack) -> None:
     beside: dict[str, set[Atom]] = defaultdict(set)
     for draft in drafts:
         for m in draft.members:
@@ -136,8 +136,8 @@ def _assign_names(drafts: list[Draft]) -> None:
 
 def _common_path(paths: list[str]) -> str:
     """The deepest module that holds all ``paths``; for a single module, its parent."""
-    common = list(itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*(p.split(".") for p in paths))))
-    parts = [names[0] for names in common]
+    levels = zip(*(p.split(".") for p in paths), strict=False)
+    parts = [names[0] for names in itertools.takewhile(lambda names: len(set(names)) == 1, levels)]
     return ".".join(parts[:-1] if len(set(paths)) == 1 and len(parts) > 1 else parts)
 
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from typing_extensions import Self
 
 Source = tuple[str, str]
 """(owner, attribute): owner is a module path, or 'config' with the path of a sub-config."""
@@ -26,7 +27,7 @@ class TracedInt(int):
 
     terms: Terms
 
-    def __new__(cls, value: int, terms: Terms) -> TracedInt:
+    def __new__(cls, value: int, terms: Terms) -> Self:
         number = super().__new__(cls, value)
         number.terms = terms
         return number

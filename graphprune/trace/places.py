@@ -20,7 +20,7 @@ def places(expr: Expr) -> dict[Atom, list[Block]]:
 def _walk(
     expr: Expr, start: int, stride: int, loops: tuple[tuple[int, int], ...], found: dict[Atom, list[Block]]
 ) -> None:
-    strides = []
+    strides: list[int] = []
     for factor in reversed(expr):
         strides.insert(0, stride)
         stride *= factor.size

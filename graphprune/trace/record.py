@@ -71,18 +71,18 @@ class Records:
         if info.source is None:
             info = replace(info, source=next(self.serials))
         self.infos[tensor] = info
-        key = StorageWeakRef(tensor.untyped_storage())
+        key = StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
         kind, params = self.storages.get(key, (Kind.CONSTANT, frozenset()))
         self.storages[key] = (max(kind, info.kind), params | info.params)
 
     def get(self, tensor: torch.Tensor, stack: Iterable[ModuleFrame] = ()) -> Info:
         """The info of ``tensor`` as seen from the innermost module of ``stack``."""
-        info = self.infos.get(tensor)
+        info: Info | None = self.infos.get(tensor)  # type: ignore[no-untyped-call]
         if info is None:
             info = Info(tuple(fresh(n) for n in tensor.shape), source=next(self.serials))
             self.alive.append(tensor)
             self.infos[tensor] = info
-        stored = self.storages.get(StorageWeakRef(tensor.untyped_storage()))
+        stored = self.storages.get(StorageWeakRef(tensor.untyped_storage()))  # type: ignore[no-untyped-call]
         if stored is not None and stored[0] > info.kind:
             info = replace(info, kind=stored[0], params=info.params | stored[1])
         if info.kind is not Kind.CONSTANT:

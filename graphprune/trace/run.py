@@ -21,7 +21,7 @@ SEQUENCE = 11
 """Length of the traced sequence: prime, so that it is not mistaken for a number of heads."""
 
 
-def trace(model: nn.Module, *, example_inputs: Mapping[str, torch.Tensor] | None = None) -> DependencyGraph:
+def trace(model: nn.Module, *, example_inputs: Mapping[str, Any] | None = None) -> DependencyGraph:
     """The dependency graph of a model, from one forward pass on fake tensors.
 
     Works on real, fake and meta-device models alike; weights are neither read nor changed.
@@ -35,7 +35,7 @@ def trace(model: nn.Module, *, example_inputs: Mapping[str, torch.Tensor] | None
     """
     tracer = Tracer()
     aliases = _aliases(model)
-    tensors = dict(model.named_parameters())
+    tensors: dict[str, torch.Tensor] = dict(model.named_parameters())
     tensors.update(model.named_buffers())
     persistent = {n for n in tensors if n in model.state_dict(keep_vars=True)}
     with _prepared(model), FakeTensorMode(allow_non_fake_inputs=True):
@@ -63,9 +63,9 @@ def _run(tracer: Tracer, model: nn.Module, tensors: dict[str, torch.Tensor], inp
         ) from error
 
 
-def _inputs(model: nn.Module, example: Mapping[str, torch.Tensor] | None, device: torch.device) -> dict[str, Any]:
+def _inputs(model: nn.Module, example: Mapping[str, Any] | None, device: torch.device) -> dict[str, Any]:
     if example is not None:
-        return {k: torch.empty_like(v) if isinstance(v, torch.Tensor) else v for k, v in example.items()}
+        return {k: _stand_in(v) if isinstance(v, torch.Tensor) else v for k, v in example.items()}
     inputs: dict[str, Any] = {"input_ids": torch.zeros(1, SEQUENCE, dtype=torch.long, device=device)}
     if hasattr(model, "config"):
         inputs["use_cache"] = False

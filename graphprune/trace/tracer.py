@@ -104,7 +104,7 @@ class Tracer:
 
     def remember_values(self, index: torch.Tensor, axis: Expr) -> None:
         """From now on the values of a constant index are known to point along ``axis``."""
-        info = self.records.infos.get(index)
+        info: Info | None = self.records.infos.get(index)  # type: ignore[no-untyped-call]
         if info is not None:
             self.records.infos[index] = replace(info, values=axis)
 
@@ -158,11 +158,11 @@ class Tracer:
         call.tracer.unknown(call)
 
 
-class _Operations(TorchDispatchMode):
+class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Feeds every ATen operation to the tracer after it ran."""
 
     def __init__(self, tracer: Tracer) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.tracer = tracer
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -12,9 +12,7 @@ from graphprune.trace.rules.table import Call, rule
 def contract(call: Call, left: torch.Tensor, right: torch.Tensor, inner: tuple[Expr, Expr], batch: list[Expr]) -> None:
     """Unites the summed axes and records who consumes what.
 
-    Args:
-        inner: the summed axis as each operand has it.
-        batch: axes along which independent products are computed.
+    ``inner`` is the summed axis as each operand has it; along ``batch`` independent products are computed.
     """
     unify(*inner)
     a, b = call.info(left), call.info(right)

@@ -56,7 +56,7 @@ def index(call: Call) -> None:
     if picked is None:
         from graphprune.trace.rules.pointwise import broadcast
 
-        shape = torch.broadcast_shapes(*(i.shape for _, i in used))
+        shape = torch.broadcast_shapes(*(i.shape for _, i in used))  # type: ignore[no-untyped-call]
         picked = broadcast(call, shape, [i for _, i in used])
         for d, i in used:
             if length(info.dims[d]) > 1:

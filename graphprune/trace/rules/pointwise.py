@@ -9,8 +9,8 @@ from graphprune.trace.record import Kind
 from graphprune.trace.rules.table import Call, rule
 
 KEEPS_VALUES = frozenset(
-    {"clone", "_to_copy", "clamp", "clamp_min", "clamp_max", "masked_fill", "where", "copy_", "lift_fresh", "detach", "alias"}
-)  # fmt: skip
+    "clone _to_copy clamp clamp_min clamp_max masked_fill where copy_ lift_fresh detach alias".split()
+)
 """Operations after which integers still index the same axis."""
 
 

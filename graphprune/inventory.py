@@ -49,14 +49,12 @@ def inventory(graph: DependencyGraph) -> tuple[RoleRow, ...]:
     for g in graph.groups:
         inexact = None if g.exact else g.inexact_reason or "no reason recorded"
         fates.setdefault((g.role, g.frozen, inexact), []).append(g)
-    rows = [
-        RoleRow(role, tuple(groups), frozen, inexact) for (role, frozen, inexact), groups in fates.items()
-    ]
+    rows = [RoleRow(role, tuple(groups), frozen, inexact) for (role, frozen, inexact), groups in fates.items()]
     return tuple(sorted(rows, key=lambda row: row.frozen is not None))
 
 
 def layers_text(layers: Iterable[int | None]) -> str:
-    """``layers 0-3, 5`` for 0, 1, 2, 3, 5; ``outside the layers`` for None."""
+    """``layers 0-3, 5`` for 0, 1, 2, 3, 5; ``layer 4`` for 4; ``outside the layers`` for None."""
     found = set(layers)
     runs: list[list[int]] = []
     for number in sorted(n for n in found if n is not None):
@@ -65,5 +63,11 @@ def layers_text(layers: Iterable[int | None]) -> str:
         else:
             runs.append([number])
     inside = ", ".join(str(r[0]) if len(r) == 1 else f"{r[0]}-{r[-1]}" for r in runs)
-    parts = (f"layers {inside}" if inside else "", "outside the layers" if None in found else "")
+    noun = "layer" if len(runs) == 1 and len(runs[0]) == 1 else "layers"
+    parts = (f"{noun} {inside}" if inside else "", "outside the layers" if None in found else "")
     return " and ".join(part for part in parts if part)
+
+
+def plural(count: int, noun: str) -> str:
+    """``1 group``, ``2 groups``."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"

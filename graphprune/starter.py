@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from graphprune.errors import SelectionError
 from graphprune.graph import DependencyGraph, Group
 from graphprune.importance import criteria
-from graphprune.inventory import RoleRow, inventory
+from graphprune.inventory import RoleRow, inventory, plural
 from graphprune.schema import Export, Lora, PruneSpec, Schedule, Target, Training
 
 #: What most published methods prune. Where a model has none of these, every role is offered.
@@ -62,7 +62,7 @@ def _head(rows: tuple[RoleRow, ...], model_name: str) -> str:
         "# What the model has:",
     ]
     for row in rows:
-        told = f"#   {row.role}: {row.count} groups of {row.sizes} units, {row.where}"
+        told = f"#   {row.role}: {plural(row.count, 'group')} of {row.sizes} units, {row.where}"
         lines.append(told + ("" if row.frozen is None else "; must not be pruned"))
         for reason in filter(None, (row.frozen, row.inexact)):
             label = "" if row.frozen else "removal is not the same as masking: "

@@ -9,7 +9,7 @@ from difflib import get_close_matches
 
 from graphprune.errors import SelectionError, SpecError
 from graphprune.graph import DependencyGraph, Group
-from graphprune.inventory import layers_text
+from graphprune.inventory import layers_text, plural
 from graphprune.schema import PruneSpec, Target
 from graphprune.selection import Selection
 
@@ -23,9 +23,7 @@ class ResolvedTarget:
     notes: tuple[str, ...] = ()
 
 
-def resolve_targets(
-    spec: PruneSpec, graph: DependencyGraph, source: str = "spec"
-) -> tuple[ResolvedTarget, ...]:
+def resolve_targets(spec: PruneSpec, graph: DependencyGraph, source: str = "spec") -> tuple[ResolvedTarget, ...]:
     """The groups that each target of ``spec`` selects, one entry per target, in order.
 
     Raises:
@@ -48,7 +46,7 @@ def resolve_targets(
         elif not groups:
             problems.append(f"{where}: {_only_frozen(frozen)}")
         notes = tuple(
-            f"{where}: {len(frozen)} frozen groups left alone: {reason}" for reason in _reasons(frozen)
+            f"{where}: {plural(len(frozen), 'frozen group')} left alone: {reason}" for reason in _reasons(frozen)
         )
         resolved.append(ResolvedTarget(target, groups, notes if groups else ()))
     if not problems:
@@ -75,9 +73,7 @@ def check(spec: PruneSpec, graph: DependencyGraph, source: str = "spec") -> list
         problems.extend(f"{where}: {problem}" for problem in too_much)
         if all(item.target.kept(g.size) == g.size for g in item.groups) and item.target.ratio != 0:
             sizes = _sizes(item.groups)
-            notes.append(
-                f"{where}: removes nothing from groups of {sizes} units; raise the amount or drop the target"
-            )
+            notes.append(f"{where}: removes nothing from groups of {sizes} units; raise the amount or drop the target")
     if problems:
         raise SpecError(problems, source)
     return notes
@@ -103,11 +99,7 @@ def _nothing(target: Target, graph: DependencyGraph) -> str:
     asked = {field: getattr(target, field) for field in fields if getattr(target, field) is not None}
     words = ", ".join(f"{field} {_plain(value)}" for field, value in asked.items())
     near = [n for role in target.role or () for n in get_close_matches(role, {g.role for g in graph}, n=1)]
-    hint = (
-        f" Did you mean {' or '.join(map(repr, near))}?"
-        if near and set(near) != set(target.role or ())
-        else ""
-    )
+    hint = f" Did you mean {' or '.join(map(repr, near))}?" if near and set(near) != set(target.role or ()) else ""
     return f"selects no group ({words}).{hint} The model has {_there_is(graph)}."
 
 
@@ -127,9 +119,7 @@ def _there_is(graph: DependencyGraph) -> str:
 def _only_frozen(frozen: tuple[Group, ...]) -> str:
     lines = [f"selects only groups that must not be pruned ({len(frozen)}):"]
     lines += [f"      {reason}" for reason in _reasons(frozen)]
-    return "\n".join(
-        [*lines, "      Select other groups; `graphprune trace MODEL` lists which can be pruned."]
-    )
+    return "\n".join([*lines, "      Select other groups; `graphprune trace MODEL` lists which can be pruned."])
 
 
 def _reasons(frozen: Iterable[Group]) -> list[str]:
@@ -153,7 +143,7 @@ def _overlaps(resolved: list[ResolvedTarget]) -> list[str]:
             if first != index:
                 shared.setdefault((first, index), []).append(group.name)
     return [
-        f"targets[{first}] and targets[{second}] both select {len(names)} groups, '{names[0]}' first; "
+        f"targets[{first}] and targets[{second}] both select {plural(len(names), 'group')}, '{names[0]}' first; "
         "a group takes one amount only. Narrow one of them with layers, name or exclude."
         for (first, second), names in shared.items()
     ]
@@ -181,7 +171,7 @@ def _too_much_together(item: ResolvedTarget) -> list[str]:
     if kept >= minimum:
         return []
     left = f"leaves {kept}, below the minimum {minimum}. Remove less."
-    return [f"{len(item.groups)} groups have {size} units together; {_told(item.target)} {left}"]
+    return [f"{plural(len(item.groups), 'group')} with {size} units together; {_told(item.target)} {left}"]
 
 
 def _told(target: Target) -> str:
@@ -191,7 +181,7 @@ def _told(target: Target) -> str:
 def _inexact(index: int, groups: tuple[Group, ...]) -> list[str]:
     reasons = Counter(g.inexact_reason or "no reason recorded" for g in groups if not g.exact)
     return [
-        f"targets[{index}]: in {count} groups removal is not the same as masking: {reason}"
+        f"targets[{index}]: in {plural(count, 'group')} removal is not the same as masking: {reason}"
         for reason, count in reasons.items()
     ]
 
@@ -199,3 +189,17 @@ def _inexact(index: int, groups: tuple[Group, ...]) -> list[str]:
 def _sizes(groups: Iterable[Group]) -> str:
     sizes = sorted({g.size for g in groups})
     return str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
+
+
+def preview(spec: PruneSpec, graph: DependencyGraph) -> list[str]:
+    """One line per target: how many units of how many groups go; the totals do not depend on scores."""
+    lines = []
+    for index, item in enumerate(resolve_targets(spec, graph)):
+        units = sum(g.size for g in item.groups)
+        kept = sum(item.target.kept(g.size) for g in item.groups)
+        roles = ", ".join(dict.fromkeys(g.role for g in item.groups))
+        where = layers_text(g.layer for g in item.groups)
+        lines.append(
+            f"targets[{index}]: {roles}, {plural(len(item.groups), 'group')}, {where}: {units} -> {kept} units"
+        )
+    return lines

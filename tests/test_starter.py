@@ -56,7 +56,7 @@ def test_frozen_and_inexact_groups_are_told_with_their_reasons(tmp_path):
     frozen = group("hidden", None, 64, frozen="every layer\nadds to it")
     inexact = group("mixer.head", 1, 6, exact=False, inexact_reason="a norm runs over it")
     text, spec = written(tmp_path, *ORDINARY, frozen, inexact)
-    assert "#   hidden: 1 groups of 64 units, outside the layers; must not be pruned\n" in text
+    assert "#   hidden: 1 group of 64 units, outside the layers; must not be pruned\n" in text
     assert "#     every layer adds to it\n" in text
     assert "#     removal is not the same as masking: a norm runs over it\n" in text
     assert "  # - {role: mixer.head, ratio: 0.25}" in text

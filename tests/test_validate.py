@@ -54,8 +54,8 @@ def test_a_selection_of_nothing_says_what_there_is(graph):
     assert problem == (
         "targets[0]: selects no group (role mlp.chanel, layers 2:). Did you mean 'mlp.channel'? "
         "The model has 4 layers and these roles: "
-        "attention.group (layers 0-3); mixer.head (layers 0); mlp.channel (layers 0-3); "
-        "moe.expert (layers 3); moe.expert frozen (layers 1-2); vocab frozen (outside the layers)."
+        "attention.group (layers 0-3); mixer.head (layer 0); mlp.channel (layers 0-3); "
+        "moe.expert (layer 3); moe.expert frozen (layers 1-2); vocab frozen (outside the layers)."
     )
 
 
@@ -105,7 +105,7 @@ def test_pooled_units_are_judged_by_their_total(graph):
     assert "leaves 0" in refusal(wanted, graph=graph).problems[0]
     assert check(spec(wanted, scope="global"), graph) == []
     error = refusal({"role": "attention.group", "count": 4}, graph=graph, scope="global")
-    assert "4 groups have 16 units together; count 4 leaves 0, below the minimum 4" in error.problems[0]
+    assert "4 groups with 16 units together; count 4 leaves 0, below the minimum 4" in error.problems[0]
 
 
 def test_two_targets_for_one_group_are_refused(graph):
@@ -125,7 +125,7 @@ def test_all_problems_come_at_once(graph):
 
 def test_what_does_no_harm_is_a_note(graph):
     assert check(spec({"role": "mixer.head", "ratio": 0.5}), graph) == [
-        "targets[0]: in 1 groups removal is not the same as masking: a norm runs over it"
+        "targets[0]: in 1 group removal is not the same as masking: a norm runs over it"
     ]
     (note,) = check(spec({"role": "attention.group", "ratio": 0.1}), graph)
     assert "targets[0].ratio: removes nothing from groups of 4 units" in note

@@ -1,0 +1,70 @@
+"""What all verbs share: where they print, and how they fail."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+from typer.core import TyperGroup
+
+from graphprune.errors import CheckpointError, GraphPruneError
+
+#: Exit code of a process that was interrupted from the keyboard: 128 + SIGINT.
+INTERRUPTED = 130
+
+
+class Verbs(TyperGroup):
+    """Prints errors raised on purpose as a message; anything else is a bug and keeps its traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except GraphPruneError as error:
+            errors().print(f"error: {error}", style="red")
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            errors().print("interrupted: nothing half-written remains", style="yellow")
+            raise typer.Exit(INTERRUPTED) from None
+
+
+def out() -> Console:
+    """Standard output; made anew each time, because tests and notebooks replace it."""
+    return Console(markup=False, highlight=False, soft_wrap=True)
+
+
+def errors() -> Console:
+    """Standard error. No markup: ``targets[2].ratio`` is meant as it stands."""
+    return Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def working(what: str) -> Iterator[None]:
+    """A spinner on standard error while something slow happens; a single line where that is no terminal."""
+    console = errors()
+    if console.is_terminal:
+        with console.status(what):
+            yield
+    else:
+        console.print(what)
+        yield
+
+
+def write_text(file: Path, text: str, *, overwrite: bool) -> None:
+    """Writes a small file, whole or not at all.
+
+    Raises:
+        CheckpointError: if the file exists and may not be overwritten, or cannot be written.
+    """
+    if file.exists() and not overwrite:
+        raise CheckpointError(f"{file} exists already. Choose another name, or pass --force to overwrite it.")
+    temporary = file.with_name(file.name + ".partial")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, file)
+    except OSError as error:
+        raise CheckpointError(f"cannot write {file}: {error.strerror}. Does the folder exist?") from None

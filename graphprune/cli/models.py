@@ -1,0 +1,46 @@
+"""Models for the verbs: their structure without weights."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from graphprune.errors import CheckpointError
+from graphprune.graph import DependencyGraph
+from graphprune.trace import trace
+
+
+def graph_of(name: str, *, trust_remote_code: bool = False) -> DependencyGraph:
+    """The dependency graph of a checkpoint, from its config alone.
+
+    Raises:
+        CheckpointError: if there is no such checkpoint, or its config cannot be read or built.
+    """
+    check_name(name)
+    try:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(_no_model(name, error)) from None
+    return trace(model)
+
+
+def check_name(name: str) -> None:
+    """Refuses at once what can only be a path and is no folder, instead of asking the hub for it.
+
+    Raises:
+        CheckpointError: if ``name`` reads as a path and there is no such folder.
+    """
+    looks_local = name.startswith((".", "~", os.sep)) or name.count("/") > 1 or name.endswith("/")
+    if looks_local and not Path(name).is_dir():
+        raise CheckpointError(f"expected a decoder as a hub id or a local folder, got '{name}': no such folder")
+
+
+def _no_model(name: str, error: Exception) -> str:
+    found = "a folder" if Path(name).is_dir() else "no such folder"
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return f"expected a decoder as a hub id or a local folder, got '{name}' ({found}): {reason}"

@@ -1,0 +1,35 @@
+"""``graphprune validate``: does a spec make sense, and does it fit a model?"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from graphprune.cli.console import out, working
+from graphprune.cli.options import Spec, Trust
+
+
+def command(
+    spec: Spec,
+    model: Annotated[
+        str | None, typer.Argument(metavar="[MODEL]", help="Hub id or local folder; without it only SPEC is read.")
+    ] = None,
+    trust_remote_code: Trust = False,
+) -> None:
+    """Check SPEC, alone or against the structure of MODEL. Needs no weights and no data."""
+    from graphprune.specfile import load_spec
+
+    wanted = load_spec(spec)
+    if model is None:
+        out().print(f"{spec} is a valid spec. Give a MODEL too to check what it selects.")
+        return
+    from graphprune.cli.models import graph_of
+    from graphprune.validate import check, preview
+
+    with working(f"tracing {model}"):
+        graph = graph_of(model, trust_remote_code=trust_remote_code)
+    notes = check(wanted, graph, spec)
+    for line in [*preview(wanted, graph), *(f"note: {note}" for note in notes)]:
+        out().print(line)
+    out().print(f"{spec} fits {model}")

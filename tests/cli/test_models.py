@@ -1,0 +1,34 @@
+"""Structures of checkpoints."""
+
+import pytest
+
+from graphprune.cli.models import check_name, graph_of
+from graphprune.errors import CheckpointError
+
+
+def test_a_graph_needs_the_config_only(tiny, tmp_path):
+    (tmp_path / "config.json").write_text((tiny / "config.json").read_text())
+    graph = graph_of(str(tmp_path))
+    assert len(graph.select(role="mlp.channel")) == graph.layers == 3
+
+
+def test_a_folder_without_a_config_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match=r"expected a decoder .*\(a folder\)"):
+        graph_of(str(tmp_path))
+
+
+def test_a_config_of_something_else_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "clip"}')
+    with pytest.raises(CheckpointError, match="expected a decoder"):
+        graph_of(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "/nowhere", "~/nowhere", "a/b/c", "nowhere/"])
+def test_a_path_is_not_looked_up_on_the_hub(name):
+    with pytest.raises(CheckpointError, match="no such folder"):
+        check_name(name)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "some/model", "."])
+def test_a_hub_id_may_be(name):
+    check_name(name)

@@ -1,0 +1,80 @@
+"""``graphprune validate``: every way a spec can be wrong, as the user sees it."""
+
+import pytest
+
+GOOD = "targets:\n  - {role: mlp.channel, ratio: 0.5}\n"
+
+
+@pytest.fixture
+def spec(tmp_path):
+    """Writes a spec file."""
+
+    def write(text):
+        file = tmp_path / "spec.yaml"
+        file.write_text(text)
+        return file
+
+    return write
+
+
+def test_a_good_spec_is_told_what_it_will_do(run, tiny, spec):
+    result = run("validate", spec(GOOD), tiny)
+    assert result.exit_code == 0
+    assert "targets[0]: mlp.channel, 3 groups, layers 0-2: 120 -> 60 units" in result.stdout
+    assert f"fits {tiny}" in result.stdout
+
+
+def test_without_a_model_only_the_file_is_read(run, spec):
+    result = run("validate", spec(GOOD))
+    assert result.exit_code == 0
+    assert "is a valid spec" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("targets: [", "expected YAML, but it cannot be parsed (line 1"),
+        (GOOD + "trainig: {}", "trainig (line 3): unknown key. Did you mean 'training'?"),
+        (GOOD + "criterion: lorra", "unknown criterion 'lorra'. Did you mean 'lora'"),
+        ("targets: [{role: mlp.channel, ratio: 1.0}]", "targets[0].ratio (line 1): expected less than 1, got 1.0"),
+        ("targets: [{role: mlp.channel, ratio: 50}]", "(a percentage? write 0.5)"),
+        ("targets: [{role: mlp.channel}]", "expected exactly one of ratio, count and keep, got none of them"),
+    ],
+)
+def test_a_spec_that_is_wrong_by_itself(refused, spec, text, told):
+    file = spec(text)
+    message = refused("validate", file)
+    assert told in message
+    assert message.startswith(f"error: {file}: 1 problem\n")
+
+
+@pytest.mark.parametrize(
+    ("target", "told"),
+    [
+        ("{role: moe.expert, ratio: 0.5}", "selects no group (role moe.expert). The model has 3 layers and these"),
+        ("{role: mlp.chanel, ratio: 0.5}", "Did you mean 'mlp.channel'?"),
+        ("{role: mlp.channel, layers: 7, ratio: 0.5}", "layer 7 does not exist: the model has 3 layers"),
+        ("{role: mlp.channel, count: 40}", "count 40 leaves 0, below the minimum 1"),
+        ("{role: hidden, ratio: 0.5}", "selects only groups that must not be pruned (1)"),
+    ],
+)
+def test_a_spec_that_does_not_fit_the_model(refused, tiny, spec, target, told):
+    assert told in refused("validate", spec(f"targets: [{target}]"), tiny)
+
+
+def test_frozen_groups_are_refused_with_the_tracers_reason(run, refused, tiny, spec):
+    from graphprune.cli.models import graph_of
+
+    (hidden,) = graph_of(str(tiny)).select(role="hidden", frozen=True)
+    assert hidden.frozen in refused("validate", spec("targets: [{role: hidden, ratio: 0.5}]"), tiny)
+
+
+def test_a_spec_that_is_not_there(refused, tmp_path):
+    assert "found no such file" in refused("validate", tmp_path / "nowhere.yaml")
+    assert "Did you mean 'loraprune'?" in refused("validate", "recipe:lora-prune")
+
+
+def test_recipes_fit_by_name(run, tiny):
+    result = run("validate", "recipe:wanda-sp", tiny)
+    assert result.exit_code == 0, result.output
+    assert "recipe:wanda-sp fits" in result.stdout

@@ -178,7 +178,7 @@ def _checked(batches: Iterable[Batch], name: str) -> list[Batch]:
             "criterion that looks at weights alone, such as magnitude."
         )
     for index, batch in enumerate(data):
-        ids = batch.get("input_ids") if isinstance(batch, Mapping) else None
+        ids = batch["input_ids"] if isinstance(batch, Mapping) and "input_ids" in batch else None  # type: ignore[redundant-expr]
         if not isinstance(ids, Tensor) or ids.ndim != 2 or not ids.numel():
             got = f"a tensor of shape {tuple(ids.shape)}" if isinstance(ids, Tensor) else type(batch).__name__
             raise DataError(f"batch {index}: expected a mapping with 'input_ids' of shape (batch, length), got {got}")
@@ -229,7 +229,8 @@ def _adapters(
         return
     tensors = dict.fromkeys(m.tensor for g in groups for m in g.members)
     own = [p for tensor in tensors for p in factor_parameters(model, tensor)]
-    with nullcontext(model) if own else _fresh(model, graph, groups, spec.lora, spec.seed) as wrapped:
+    adapted = bool(own) or bare(model) is not model
+    with nullcontext(model) if adapted else _fresh(model, graph, groups, spec.lora, spec.seed) as wrapped:
         for tensor in tensors:
             for parameter in factor_parameters(wrapped, tensor):
                 parameter.requires_grad_(True)
@@ -242,7 +243,7 @@ def _fresh(
 ) -> Iterator[nn.Module]:
     from graphprune.engine.adapters import attach
 
-    before = {name: dict(vars(module)) for name, module in model.named_modules() if name == ""}
+    before = set(vars(model))
     device = next(model.parameters()).device
     with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device], device_type=_kind(device)):
         torch.manual_seed(seed)
@@ -252,7 +253,7 @@ def _fresh(
         yield wrapped
     finally:
         wrapped.unload()
-        for key in set(vars(model)) - set(before[""]):
+        for key in set(vars(model)) - before:  # PEFT leaves its configuration on the model
             delattr(model, key)
 
 

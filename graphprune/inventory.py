@@ -47,7 +47,7 @@ def inventory(graph: DependencyGraph) -> tuple[RoleRow, ...]:
     """One row per role and fate: prunable ones first, in the order of the graph."""
     fates: dict[tuple[str, str | None, str | None], list[Group]] = {}
     for g in graph.groups:
-        inexact = None if g.exact else g.inexact_reason or "no reason recorded"
+        inexact = None if g.exact or g.frozen else g.inexact_reason or "no reason recorded"
         fates.setdefault((g.role, g.frozen, inexact), []).append(g)
     rows = [RoleRow(role, tuple(groups), frozen, inexact) for (role, frozen, inexact), groups in fates.items()]
     return tuple(sorted(rows, key=lambda row: row.frozen is not None))

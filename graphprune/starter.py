@@ -15,7 +15,7 @@ from graphprune.importance import criteria
 from graphprune.inventory import RoleRow, inventory, plural
 from graphprune.schema import Export, Lora, PruneSpec, Schedule, Target, Training
 
-#: What most published methods prune. Where a model has none of these, every role is offered.
+#: What most published methods prune; with a single KV head (multi-query attention) its query heads instead.
 _USUAL = ("attention.group", "mlp.channel", "moe.channel")
 _TARGETS = (
     "What to remove: ratio (a fraction), count (units of every group) or keep (units that stay). Add layers: "
@@ -64,9 +64,10 @@ def _head(rows: tuple[RoleRow, ...], model_name: str) -> str:
     for row in rows:
         told = f"#   {row.role}: {plural(row.count, 'group')} of {row.sizes} units, {row.where}"
         lines.append(told + ("" if row.frozen is None else "; must not be pruned"))
-        for reason in filter(None, (row.frozen, row.inexact)):
-            label = "" if row.frozen else "removal is not the same as masking: "
-            lines += _comment(label + reason, indent="#     ")
+        if row.frozen is not None:
+            lines += _comment(row.frozen, indent="#     ")
+        elif row.inexact is not None:
+            lines += _comment(f"removal is not the same as masking: {row.inexact}", indent="#     ")
     return "\n".join(lines)
 
 
@@ -76,7 +77,8 @@ def _targets(rows: tuple[RoleRow, ...]) -> list[str]:
     groups = {role: [g for row in rows if row.role == role and not row.frozen for g in row.groups] for role in roles}
     ratios = {role: _ratio(groups[role]) for role in roles}
     usable = [role for role in roles if ratios[role] is not None]
-    chosen = {role for role in usable if role in _USUAL} or set(usable[:1])
+    usual = _USUAL if "attention.group" in usable else ("attention.query", *_USUAL)
+    chosen = {role for role in usable if role in usual} or set(usable[:1])
     lines = []
     for role in usable:
         multiple = _multiple(groups[role])

@@ -71,6 +71,12 @@ def test_a_model_with_unusual_roles_only_gets_its_first(tmp_path):
     assert "# - {role: mixer.state, ratio: 0.25}" in text
 
 
+def test_multi_query_attention_loses_query_heads(tmp_path):
+    groups = group("attention.group", 0, 1), group("attention.query", 0, 8), group("mlp.channel", 0, 40)
+    _, spec = written(tmp_path, *groups)
+    assert [t.role for t in spec.targets] == [("attention.query",), ("mlp.channel",)]
+
+
 def test_a_role_that_is_exact_here_and_inexact_there_is_one_target(tmp_path):
     groups = group("mlp.channel", 0, 40), group("mlp.channel", 1, 40, exact=False, inexact_reason="a norm")
     _, spec = written(tmp_path, *groups)

@@ -120,11 +120,15 @@ def attention(call: Call) -> None:
         groups, _ = regroup([q.dims[1]], [key.shape[1], query.shape[1] // key.shape[1]])
         unify(groups, k.dims[1])
     _match(q.dims[3], k.dims[3], [q.dims[1], k.dims[1]])
+    mask = call.get("attn_mask", call.get("attn_bias"))
+    if isinstance(mask, torch.Tensor):
+        scores = [q.dims[0], q.dims[1], q.dims[2], k.dims[2]]
+        for mine, theirs in zip(call.info(mask).dims, scores[4 - mask.ndim :], strict=True):
+            if length(mine) > 1:
+                unify(theirs, mine)
     for expr, flag in ((q.dims[1], "softmax_batch"), (v.dims[3], "mixed_values"), (k.dims[2], "softmax")):
         for atom in atoms(expr):
             atom.flags.add(flag)
-    out = call.outputs[0]
     call.put([q.dims[0], q.dims[1], q.dims[2], v.dims[3]])
     for i, extra in enumerate(call.outputs[1:], start=1):
         call.put([fresh(n) for n in extra.shape], output=i)
-    assert out.ndim == 4

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -85,6 +86,20 @@ def attach(model: nn.Module, graph: DependencyGraph, groups: Iterable[Group], lo
         # Set for all layers, PEFT takes the flag back for each layer that is not transposed, and says so.
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
         return cast(nn.Module, get_peft_model(cast(Any, model), config))
+
+
+@contextmanager
+def attached(model: nn.Module, graph: DependencyGraph, groups: Iterable[Group], lora: Lora) -> Iterator[nn.Module]:
+    """:func:`attach` for a ``with`` block; if that is left by an error or Ctrl-C, the adapters come off again."""
+    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    wrapped = attach(model, graph, groups, lora)
+    try:
+        yield wrapped
+    except BaseException:
+        base = cast(Any, wrapped).unload()
+        for name, parameter in base.named_parameters():
+            parameter.requires_grad_(name in trainable)
+        raise
 
 
 def trace_without_adapters(model: nn.Module) -> DependencyGraph:

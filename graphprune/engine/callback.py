@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import torch
@@ -98,7 +98,7 @@ class PruneCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         pruner, model, step = self._running, kwargs["model"], state.global_step + 1
-        if _loss_is_scaled(args, kwargs["optimizer"]) and nonfinite_gradients(model):
+        if _loss_is_scaled(kwargs["optimizer"]) and nonfinite_gradients(model):
             log.info("step %d: overflow in half precision, so this step is skipped and not scored", step)
             return
         check_gradients(model, pruner.groups, step)
@@ -133,15 +133,17 @@ class PruneCallback(TrainerCallback):
             self._watching.close()  # no more scores are needed, so training need not pay for them
 
 
-def _loss_is_scaled(args: TrainingArguments, optimizer: Any) -> bool:
+def _loss_is_scaled(optimizer: Any) -> bool:
     """Whether a gradient scaler is at work (fp16), where overflow is part of the method; unscales gradients.
 
-    Clipping has unscaled them already. Without clipping nobody has, and scores would carry the loss scale.
+    Scores must not carry the loss scale. Clipping has unscaled the gradients already, and a second time is refused.
     """
     scaler = getattr(optimizer, "scaler", None)
-    if scaler is not None and not args.max_grad_norm:
+    if scaler is None:
+        return False
+    with suppress(RuntimeError):
         scaler.unscale_(optimizer.optimizer)
-    return scaler is not None
+    return True
 
 
 def _last_loss(state: TrainerState) -> float | None:

@@ -1,8 +1,8 @@
-"""A run that has diverged stops at once, and says where."""
+"""A training that has diverged stops at once, and says where."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import torch
 from torch import nn
@@ -11,18 +11,6 @@ from graphprune.errors import NonFiniteError
 from graphprune.graph import Group
 
 _NEXT = "The loss has diverged: lower the learning rate, and check the data and the precision."
-
-
-def check_scores(scores: Mapping[str, torch.Tensor], step: int) -> None:
-    """Raises :class:`NonFiniteError` with the first group that has a NaN or infinite score, and the step."""
-    if _sums_finite(scores.values()):
-        return
-    for name, score in scores.items():
-        bad = int((~torch.isfinite(score)).sum())
-        if bad:
-            raise NonFiniteError(
-                f"group '{name}': {bad} of {score.numel()} scores are NaN or infinite at step {step}. {_NEXT}"
-            )
 
 
 def check_gradients(model: nn.Module, groups: Iterable[Group], step: int) -> None:

@@ -8,13 +8,13 @@ import torch
 
 from graphprune import ranking
 from graphprune.engine.average import SlidingAverage
-from graphprune.engine.finite import check_scores
 from graphprune.engine.schedule import Schedule
 from graphprune.errors import GraphPruneError
 from graphprune.graph import DependencyGraph, Group
 from graphprune.importance import Criterion, Observation
 from graphprune.plan import PrunePlan
 from graphprune.schema import PruneSpec
+from graphprune.score import score_groups
 from graphprune.validate import resolve_targets
 
 
@@ -70,10 +70,10 @@ class Pruner:
         Processes that train on different batches agree on the mean of their scores, and so on every plan.
 
         Raises:
-            NonFiniteError: a score is NaN or infinite; names the group and the step.
+            CriterionError: the criterion cannot score a group.
+        NonFiniteError: a score is NaN or infinite; names the group and the step.
         """
-        scores = {g.name: self.criterion.score(g, seen).detach().float() for g in self.groups}
-        check_scores(scores, step)
+        scores = score_groups(self.criterion, self.groups, seen, f"at step {step}")
         self.average.update(_mean_over_processes(scores))
 
     def advance(self, step: int, loss: float | None = None) -> PrunePlan | None:
@@ -113,8 +113,9 @@ class Pruner:
 def _mean_over_processes(scores: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return scores
-    flat = torch.cat(list(scores.values()))
+    gloo = torch.distributed.get_backend() == "gloo"
+    flat = torch.cat(list(scores.values())).to("cpu" if gloo else torch.accelerator.current_accelerator())
     torch.distributed.all_reduce(flat)
-    flat /= torch.distributed.get_world_size()
+    flat = flat.cpu() / torch.distributed.get_world_size()
     parts = torch.split(flat, [s.numel() for s in scores.values()])
     return dict(zip(scores, parts, strict=True))

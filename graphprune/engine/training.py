@@ -14,6 +14,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from graphprune.engine.data import collate
 from graphprune.engine.progress import ProgressLine
+from graphprune.names import bare
 from graphprune.schema import PruneSpec, Training
 
 
@@ -34,6 +35,8 @@ def train(
         The Trainer's log: one mapping with step, loss and learning rate per ``logging_steps`` steps.
     """
     line = ProgressLine("tuning") if progress else None
+    # The Trainer switches it off in the model's config for good; saved checkpoints would generate without a cache.
+    use_cache = getattr(getattr(bare(model), "config", None), "use_cache", None)
     with tempfile.TemporaryDirectory(prefix="graphprune-") as folder:
         trainer = Trainer(
             model=model,
@@ -46,6 +49,7 @@ def train(
         try:
             trainer.train()
         finally:
+            _restore(bare(model), use_cache, spec.training.gradient_checkpointing)
             if line is not None:
                 line.close()
     return list(trainer.state.log_history)
@@ -77,6 +81,15 @@ def arguments(training: Training, seed: int, folder: str) -> TrainingArguments:
     if training.gradient_checkpointing:
         options.update(_checkpointing())
     return TrainingArguments(**options)
+
+
+def _restore(model: Any, use_cache: bool | None, checkpointing: bool) -> None:
+    if use_cache is not None:
+        model.config.use_cache = use_cache
+    if checkpointing:
+        # transformers 5 renames the method on its way.
+        new = getattr(model, "activation_checkpointing_disable", None)
+        (new or model.gradient_checkpointing_disable)()
 
 
 def _checkpointing() -> dict[str, Any]:

@@ -24,7 +24,7 @@ def make_pruner(steps, scores, average=0.0, **schedule):
         }
     )
     pruner = Pruner(graph, spec, steps)
-    pruner.criterion = type("Given", (), {"score": lambda self, group, seen: scores(group, seen)})()
+    pruner.criterion = type("Given", (), {"name": "given", "score": lambda self, group, seen: scores(group, seen)})()
     return pruner
 
 
@@ -102,3 +102,15 @@ def test_scores_that_are_not_finite_name_group_and_step():
     with pytest.raises(NonFiniteError, match=r"group 'layers\.0/mlp\.channel': 8 of 8 .* at step 4"):
         pruner.score(4, None)
     assert pruner.average.count == 0
+
+
+def test_processes_agree_on_the_mean_of_their_scores(monkeypatch):
+    """What another process saw is added where all_reduce would bring it; both then plan alike."""
+    elsewhere = torch.tensor([0.0, 9, 9, 9, 0, 0, 0, 9] * 2)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_backend", lambda: "gloo")
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda flat: flat.add_(elsewhere))
+    pruner = make_pruner(1, lambda group, seen: torch.arange(8.0))
+    pruner.score(1, None)
+    assert pruner.average.values["layers.1/mlp.channel"].tolist() == [0, 5, 5.5, 6, 2, 2.5, 3, 8]

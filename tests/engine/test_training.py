@@ -87,3 +87,12 @@ def test_the_progress_line_tells_steps_and_loss(tmp_path):
     assert "tuning" in text.getvalue()
     assert "3/8" in text.getvalue()
     assert "loss 1.2500" in text.getvalue()
+
+
+def test_the_model_keeps_its_config_and_its_cache(llama, graph, tokens):
+    assert llama.config.use_cache is True
+    data = load_blocks(tokens, sequence_length=16)
+    model = attach(llama, graph, graph.select(role="mlp.channel"), Lora(r=4))
+    train(model, data, make_spec(gradient_checkpointing=True), progress=False)
+    assert llama.config.use_cache is True
+    assert not any(getattr(module, "gradient_checkpointing", False) for module in llama.modules())

@@ -1,0 +1,151 @@
+"""The three ways to a smaller model: prune at once, prune at once and then tune, prune while tuning."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+from transformers import set_seed
+
+from graphprune import ranking
+from graphprune.engine.adapters import attached, merge
+from graphprune.engine.callback import PruneCallback
+from graphprune.engine.data import collate
+from graphprune.engine.pruner import PruneEvent
+from graphprune.engine.training import train
+from graphprune.errors import DataError
+from graphprune.graph import DependencyGraph, Group
+from graphprune.importance import Signal
+from graphprune.masking import masked
+from graphprune.plan import PrunePlan
+from graphprune.reshape import reshape
+from graphprune.schema import PruneSpec
+from graphprune.score import score
+from graphprune.validate import resolve_targets
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a mode works on.
+
+    Attributes:
+        model: the bare model, on its device; a mode changes it in place.
+        graph: its dependency graph.
+        spec: what to do.
+        data: training and calibration sequences; None where neither is needed.
+        stage: a context manager that times the stage of the given name.
+        measure: called with the pruned but untuned model, physically smaller or masked.
+        progress: whether to draw how far training is.
+    """
+
+    model: nn.Module
+    graph: DependencyGraph
+    spec: PruneSpec
+    data: Dataset[Any] | None
+    stage: Callable[[str], AbstractContextManager[Any]]
+    measure: Callable[[nn.Module], None]
+    progress: bool = True
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """The groups that the targets select."""
+        return tuple(g for target in resolve_targets(self.spec, self.graph) for g in target.groups)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A pruned model and how it came about.
+
+    Attributes:
+        model: physically smaller; with adapters still on only where ``export.merge_lora`` is off.
+        plan: the units that are gone.
+        scores: what they were chosen by; float32 of shape ``(size,)`` by group name.
+        events: the removals of a joint run.
+        log: the Trainer's log lines.
+    """
+
+    model: nn.Module
+    plan: PrunePlan
+    scores: dict[str, torch.Tensor]
+    events: tuple[PruneEvent, ...] = ()
+    log: tuple[dict[str, float], ...] = ()
+
+
+def run_mode(job: Job) -> Outcome:
+    """Does what ``spec.training.mode`` says. The same job on the same machine gives the same outcome."""
+    set_seed(job.spec.seed)
+    return {"none": one_shot, "separate": separate, "joint": joint}[job.spec.training.mode](job)
+
+
+def one_shot(job: Job) -> Outcome:
+    """Scores once and removes everything at once, without training."""
+    with job.stage("score"):
+        scores = score(job.model, job.graph, job.spec, _batches(job))
+    plan = ranking.plan(job.graph, job.spec, scores)
+    with job.stage("reshape"):
+        small = reshape(job.model, plan, job.graph)
+    job.measure(small)
+    return Outcome(small, plan, scores)
+
+
+def separate(job: Job) -> Outcome:
+    """Removes everything at once, then tunes adapters on the smaller model."""
+    pruned = one_shot(job)
+    with attached(pruned.model, job.graph, job.groups, job.spec.lora) as wrapped:
+        with job.stage("train"):
+            log = train(wrapped, _data(job), job.spec, progress=job.progress)
+        return replace(pruned, model=_merged(job, wrapped), log=tuple(log))
+
+
+def joint(job: Job) -> Outcome:
+    """Tunes adapters and removes units by masks on schedule, as LoRAPrune does; then makes the removal real.
+
+    The model without tuning, for the report, is the original one under the final masks with the adapters off.
+    """
+    callback = PruneCallback(job.spec, job.graph)
+    with attached(job.model, job.graph, job.groups, job.spec.lora) as wrapped:
+        try:
+            with job.stage("train"):
+                log = train(wrapped, _data(job), job.spec, callbacks=[callback], progress=job.progress)
+        finally:
+            callback.close()
+        with cast(Any, wrapped).disable_adapter(), masked(wrapped, callback.plan, job.graph):
+            job.measure(wrapped)
+        with job.stage("reshape"):
+            reshape(wrapped, callback.plan, job.graph)
+        model = _merged(job, wrapped)
+    return Outcome(model, callback.plan, callback.scores, callback.events, tuple(log))
+
+
+def needs_data(spec: PruneSpec) -> bool:
+    """Whether anything is trained, or judged by more than weights."""
+    return spec.training.mode != "none" or bool(spec.criterion.build().signals - {Signal.WEIGHT})
+
+
+def _merged(job: Job, wrapped: nn.Module) -> nn.Module:
+    wrapped.eval()
+    if not job.spec.export.merge_lora:
+        return wrapped
+    with job.stage("merge"):
+        return merge(wrapped)
+
+
+def _batches(job: Job) -> list[dict[str, torch.Tensor]]:
+    """The first calibration batches of ``micro_batch_size`` sequences; fewer where the data is shorter."""
+    if job.data is None or not bool(job.spec.criterion.build().signals - {Signal.WEIGHT}):
+        return []
+    training, examples = job.spec.training, cast(Sequence[Any], job.data)
+    count = min(training.calibration_batches, len(examples) // training.micro_batch)
+    size = training.micro_batch
+    return [collate([examples[i] for i in range(n * size, (n + 1) * size)]) for n in range(count)]
+
+
+def _data(job: Job) -> Dataset[Any]:
+    if job.data is None:
+        raise DataError(f"training.mode {job.spec.training.mode} needs text to train on, got none")
+    return job.data

@@ -24,6 +24,7 @@ from graphprune.graph import Axis, DependencyGraph, Group, MaskSite
 from graphprune.names import resolve_module
 from graphprune.plan import PrunePlan
 from graphprune.reshape.adapters import Slot, adapter_layers, adapter_slots, find_slot
+from graphprune.reshape.history import graph_of
 
 
 @contextmanager
@@ -46,15 +47,6 @@ def masked(model: nn.Module, plan: PrunePlan, graph: DependencyGraph | None = No
         masks.set(name, plan.removed[name])
     with masks:
         yield model
-
-
-def graph_of(model: nn.Module, graph: DependencyGraph | None) -> DependencyGraph:
-    """``graph`` itself, or the traced graph of ``model`` where it is None."""
-    if graph is not None:
-        return graph
-    from graphprune.trace import trace
-
-    return trace(model)
 
 
 class MaskSet:
@@ -298,9 +290,7 @@ class _MaskCall(TorchFunctionMode):
             self._calls += 1
         return func(*args, **kwargs)
 
-    def _masked(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def _masked(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if args:
             return (self._fill(args[0]), *args[1:]), kwargs
         return args, {**kwargs, "input": self._fill(kwargs["input"])}

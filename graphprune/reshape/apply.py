@@ -1,0 +1,160 @@
+"""Applying cuts to a live model: everything is checked first, then everything is changed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from graphprune.errors import ReshapeError
+from graphprune.graph import DependencyGraph
+from graphprune.names import resolve_module
+from graphprune.plan import PrunePlan
+from graphprune.reshape.adapters import Slot, adapter_layers, adapter_slots, find_slot, update_features
+from graphprune.reshape.constants import constant_cuts, install
+from graphprune.reshape.cut import Cuts, cut_tensor, plan_cuts
+from graphprune.reshape.rules import apply_rules, check_rules
+from graphprune.reshape.sizes import follow_sizes
+
+
+@dataclass(frozen=True, eq=False)
+class Replacement:
+    """A tensor that took the place of another: what an optimizer needs to cut its state alike.
+
+    ``new`` keeps, of each dimension in ``dims``, the indices given there (:func:`cut_tensor`).
+    """
+
+    old: torch.Tensor
+    new: torch.Tensor
+    dims: dict[int, torch.Tensor]
+
+
+@dataclass(eq=False)
+class _Edit:
+    """One tensor to cut, and every place that holds it."""
+
+    name: str
+    tensor: torch.Tensor
+    slots: list[Slot]
+    dims: dict[int, torch.Tensor] = field(default_factory=dict)
+
+    def narrow(self, dim: int, kept: torch.Tensor) -> None:
+        self.dims[dim] = kept if dim not in self.dims else kept[torch.isin(kept, self.dims[dim])]
+
+
+def cut_model(model: nn.Module, graph: DependencyGraph, plan: PrunePlan) -> list[Replacement]:
+    """Removes the units of ``plan`` from ``model`` in place: tensors, adapters, stored sizes and constants.
+
+    Parameters are replaced by new :class:`torch.nn.Parameter` objects (assigning ``.data`` would leave
+    stale gradient accumulators); dtype, device and ``requires_grad`` stay, gradients are cut alike, tied
+    parameters stay tied. The config is not made to describe the result; :func:`graphprune.reshape` does
+    that.
+
+    Returns:
+        every replaced tensor, base and adapter, once.
+
+    Raises:
+        PlanError: if the plan belongs to another graph.
+        ReshapeError: if the model is not the one that was traced; it is untouched then.
+    """
+    cuts = plan_cuts(graph, plan)
+    edits = _collect(model, graph, cuts)
+    check_rules(model, graph, plan)
+    constants = constant_cuts(graph, plan)
+    for path, _ in constants:
+        resolve_module(model, path)
+    features = [
+        (layer, name, dim, len(kept), find_slot(model, name).tensor.ndim)
+        for name, dims in cuts.items()
+        for layer in adapter_layers(model, name)
+        for dim, kept in dims.items()
+    ]
+    replaced = [_apply(edit) for edit in edits]
+    for layer, name, dim, kept, ndim in features:
+        update_features(layer, name, dim, kept, ndim)
+    apply_rules(model, graph, plan)
+    install(model, constants)
+    return replaced
+
+
+def _collect(model: nn.Module, graph: DependencyGraph, cuts: Cuts) -> list[_Edit]:
+    """What to cut, checked against the shapes that were traced; changes nothing."""
+    held = _places(model)
+    aliases: dict[str, list[str]] = {}
+    for alias, name in graph.tied.items():
+        aliases.setdefault(name, []).append(alias)
+    edits: dict[int, _Edit] = {}
+    problems: list[str] = []
+    for name, dims in cuts.items():
+        for same in (name, *aliases.get(name, ())):
+            try:
+                tensor = find_slot(model, same).tensor
+            except ReshapeError as error:
+                if same == name:
+                    problems.append(str(error))
+                continue
+            problem = _misfit(name, tensor, graph.shapes.get(name))
+            if problem:
+                problems.append(problem)
+                continue
+            edit = edits.setdefault(id(tensor), _Edit(same, tensor, held[id(tensor)]))
+            edit.dims.update(dims)
+        if not problems:
+            _collect_adapters(model, name, dims, held, edits)
+    if problems:
+        raise ReshapeError("the model cannot be cut:\n" + "\n".join(f"  - {p}" for p in problems))
+    return list(edits.values())
+
+
+def _collect_adapters(
+    model: nn.Module,
+    name: str,
+    dims: dict[int, torch.Tensor],
+    held: dict[int, list[Slot]],
+    edits: dict[int, _Edit],
+) -> None:
+    shape = find_slot(model, name).tensor.shape
+    for dim, kept in dims.items():
+        for follower in adapter_slots(model, name, dim):
+            tensor = follower.slot.tensor
+            edit = edits.setdefault(id(tensor), _Edit(f"adapter of {name}", tensor, held[id(tensor)]))
+            edit.narrow(follower.dim, follower.spread(kept, shape[dim]))
+
+
+def _misfit(name: str, tensor: torch.Tensor, shape: tuple[int, ...] | None) -> str | None:
+    if shape is not None and tuple(tensor.shape) != tuple(shape):
+        return f"'{name}': expected shape {tuple(shape)}, which was traced, got {tuple(tensor.shape)}"
+    if isinstance(tensor, nn.Parameter) and not tensor.is_floating_point():
+        return (
+            f"'{name}' is quantised ({tensor.dtype}); its codes cannot be cut exactly. "
+            "Load the model in its own precision, prune it, and quantise the result."
+        )
+    return None
+
+
+def _places(model: nn.Module) -> dict[int, list[Slot]]:
+    """Every place in the model that holds a tensor, by the tensor's identity."""
+    found: dict[int, list[Slot]] = {}
+    for module in model.modules():
+        for store in (module._parameters, module._buffers):
+            for leaf, tensor in store.items():
+                if tensor is not None:
+                    found.setdefault(id(tensor), []).append(Slot(module, leaf))
+    return found
+
+
+@torch.no_grad()
+def _apply(edit: _Edit) -> Replacement:
+    old = edit.tensor
+    new: Any = cut_tensor(old.detach(), edit.dims)
+    if isinstance(old, nn.Parameter):
+        new = nn.Parameter(new, requires_grad=old.requires_grad)
+        if old.grad is not None:
+            new.grad = cut_tensor(old.grad, edit.dims)
+    new.__dict__.update(vars(old))  # marks that frameworks leave on parameters
+    for slot in edit.slots:
+        slot.put(new)
+        follow_sizes(slot.module, slot.leaf, tuple(old.shape), edit.dims)
+    return Replacement(old, new, edit.dims)

@@ -1,0 +1,232 @@
+"""Finding a stock config that describes a pruned model, so that it loads with plain ``from_pretrained``.
+
+No table of field names: a field is a candidate because its value contains the size of a pruned group as a factor. The
+class is built with it on the meta device, and only a config that gives every tensor exactly the right shape is taken.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.initialization import no_init_weights
+from transformers.utils import logging
+
+from graphprune.names import bare, resolve_tensor
+from graphprune.reshape.candidates import Changes, Path, Shapes, candidates, fields, matching, uneven
+from graphprune.reshape.cut import cut_shape, plan_cuts
+from graphprune.reshape.history import History, Step
+from graphprune.reshape.view import take_views
+
+#: No more than this many configs of the right shapes are tried on the model's weights.
+_MOST_CHECKS = 16
+
+
+@dataclass(frozen=True)
+class StockConfig:
+    """The outcome of the search: a config, or the reason why there is none.
+
+    Attributes:
+        config: a config of the model's own class that describes the pruned model, or None.
+        changes: the changed fields with their new values, as ``{("text_config", "head_dim"): 64}``.
+        reason: why there is none.
+    """
+
+    config: Any = None
+    changes: dict[Path, Any] = field(default_factory=dict)
+    reason: str = ""
+
+
+def find_stock_config(model: nn.Module, history: History) -> StockConfig:
+    """Looks for a config with which the class of ``model`` builds exactly what ``history`` made of it.
+
+    Args:
+        model: the model after all steps of ``history``; with weights, the logits under the new config are compared
+            with the model's own, because equal shapes do not prove that heads were counted alike.
+        history: the base config and every step since.
+    """
+    reason = _impossible(model, history)
+    if reason:
+        return StockConfig(reason=reason)
+    base = bare(model)
+    search = _Search(type(base), type(base.config), history.base_config)  # type: ignore[arg-type]
+    shapes = search.shapes({})
+    if shapes is None:
+        return StockConfig(reason=f"{type(base).__name__} cannot be built from the config of the unpruned model")
+    target = _target(shapes, history.steps)
+    why = "no config of this class gives the pruned shapes; the class derives or checks a size that was pruned"
+    objections = []
+    for changes in itertools.islice(_solutions(search, history, shapes, target), _MOST_CHECKS):
+        config = search.config(changes)
+        objection = _differs(model, config, target)
+        if not objection:
+            return StockConfig(config, changes)
+        objections.append(objection)
+    return StockConfig(reason=next(iter(objections), why))
+
+
+def adopt(model: nn.Module, found: StockConfig) -> None:
+    """Makes the model's own config say what ``found`` says; every module keeps the same config object."""
+    take_views(model)
+    base: Any = bare(model)
+    for path, value in found.changes.items():
+        part = base.config
+        for name in path[:-1]:
+            part = getattr(part, name)
+        # One field at a time would be refused by configs that check fields against each other.
+        object.__setattr__(part, part.attribute_map.get(path[-1], path[-1]), value)
+
+
+def _impossible(model: nn.Module, history: History) -> str:
+    if not isinstance(bare(model), PreTrainedModel):
+        return f"{type(bare(model)).__name__} is no transformers model"
+    for step in history.steps:
+        cut = {c.group for c in step.graph.constants} & {n for n, units in step.plan.removed.items() if units}
+        if cut:
+            return f"the forward pass computes a constant per unit of '{min(cut)}', and no config can leave units out"
+        per_layer = any(isinstance(v, list) and len(v) == step.graph.layers for _, v in fields(history.base_config))
+        reason = uneven(step)
+        if reason and not per_layer:
+            return f"layers differ: {reason}, and the config has one size for all"
+    return ""
+
+
+class _Search:
+    """Builds one class with many configs, each once."""
+
+    def __init__(self, model_class: type[PreTrainedModel], config_class: type, base: dict[str, Any]) -> None:
+        self._model_class = model_class
+        self._config_class: Any = config_class
+        self.base = base
+        self._built: dict[str, Shapes | None] = {}
+
+    def config(self, changes: Changes) -> Any:
+        values = copy.deepcopy(self.base)
+        for path, value in changes.items():
+            part = values
+            for name in path[:-1]:
+                part = part[name]
+            part[path[-1]] = value
+        return self._config_class.from_dict(values)
+
+    def shapes(self, changes: Changes) -> Shapes | None:
+        key = repr(sorted(changes.items()))
+        if key not in self._built:
+            self._built[key] = self._build(changes)
+        return self._built[key]
+
+    def _build(self, changes: Changes) -> Shapes | None:
+        try:
+            with quiet(), torch.device("meta"), no_init_weights():
+                model = self._model_class(self.config(changes))
+        except Exception:  # noqa: BLE001 - a config class may refuse in any way it likes
+            return None
+        return {name: tuple(t.shape) for name, t in model.state_dict().items()}
+
+
+def _solutions(search: _Search, history: History, shapes: Shapes, target: Shapes) -> Iterator[Changes]:
+    forced: Changes = {}
+    options: list[tuple[Path, Any]] = []
+    for step in history.steps:
+        after = step.plan.sizes_after()
+        for rule in step.graph.rules:
+            if rule.owner.startswith("config") and rule.value(after) != rule.value(step.plan.sizes):
+                forced[(*rule.owner.split(".")[1:], rule.attribute)] = rule.value(after)
+        options.extend(candidates(search.base, step))
+    for extra in ({}, _explicit_head_size(search)):
+        if extra is not None:
+            yield from matching(search.shapes, {**extra, **forced}, options, shapes, target)
+
+
+def _explicit_head_size(search: _Search) -> Changes | None:
+    """A head size written out, for classes that honour it although their config does not list it."""
+    config = search.config({})
+    text = config.get_text_config()
+    path: Path = () if text is config else next(((n,) for n, v in vars(config).items() if v is text), ())
+    hidden, heads = getattr(text, "hidden_size", None), getattr(text, "num_attention_heads", None)
+    if not isinstance(hidden, int) or not isinstance(heads, int) or getattr(text, "head_dim", None):
+        return None
+    return {(*path, "head_dim"): hidden // heads}
+
+
+def _target(shapes: Shapes, steps: tuple[Step, ...]) -> Shapes:
+    shapes = dict(shapes)
+    for step in steps:
+        aliases: dict[str, list[str]] = {}
+        for alias, name in step.graph.tied.items():
+            aliases.setdefault(name, []).append(alias)
+        for name, dims in plan_cuts(step.graph, step.plan).items():
+            for same in (name, *aliases.get(name, ())):
+                if same in shapes:
+                    shapes[same] = cut_shape(shapes[same], dims)
+    return shapes
+
+
+def _differs(model: nn.Module, config: Any, target: Shapes) -> str:
+    """Loads the model's own weights under ``config`` and says how the logits differ; empty if they do not."""
+    base: Any = bare(model)
+    tensors = {name: resolve_tensor(model, name).detach() for name in target}
+    if any(t.is_meta for t in tensors.values()):
+        return ""
+    kernels = {
+        "attn_implementation": getattr(base.config, "_attn_implementation", None),
+        "experts_implementation": getattr(base.config, "_experts_implementation", None),
+    }
+    mine = _logits(model)
+    try:
+        with quiet():
+            other, info = type(base).from_pretrained(
+                None,
+                config=config,
+                state_dict=tensors,
+                dtype=base.dtype,
+                output_loading_info=True,
+                **{name: kernel for name, kernel in kernels.items() if kernel is not None},
+            )
+        theirs = _logits(other.to(base.device))
+    except Exception as error:  # noqa: BLE001 - equal shapes, but the forward pass may fail in any way it likes
+        return f"a config gives the same shapes but cannot run: {error}"
+    if any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")):
+        return f"the pruned weights do not load under the candidate config: {info}"
+    distance = (mine - theirs).abs().max().item()
+    allowed = (1e-3 if base.dtype == torch.float32 else 5e-2) * mine.abs().max().clamp(min=1e-6).item()
+    return "" if distance <= allowed else f"a config gives the same shapes but other logits (by {distance:.2g})"
+
+
+@torch.no_grad()
+def _logits(model: Any) -> torch.Tensor:
+    """Logits of a few tokens in evaluation mode, adapters off; float32 of shape (1, 8, vocabulary)."""
+    base: Any = bare(model)
+    vocabulary = base.get_input_embeddings().weight.shape[0]
+    tokens = (torch.arange(1, 9) * 7 % vocabulary)[None].to(base.device)
+    training = [m for m in model.modules() if m.training]
+    without = model.disable_adapter() if hasattr(model, "disable_adapter") else contextlib.nullcontext()
+    model.eval()
+    try:
+        with without:
+            logits: torch.Tensor = model(input_ids=tokens, use_cache=False).logits
+            return logits.float()
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps transformers from reporting on models that are built only to look at them."""
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]

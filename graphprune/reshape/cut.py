@@ -1,0 +1,62 @@
+"""From a plan to indices: what stays of every dimension of every tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from graphprune.errors import ReshapeError
+from graphprune.graph import Axis, DependencyGraph
+from graphprune.plan import PrunePlan
+
+#: Per tensor and dimension the sorted indices that stay.
+Cuts = dict[str, dict[int, torch.Tensor]]
+
+
+def kept_indices(axis: Axis, removed: tuple[int, ...]) -> torch.Tensor:
+    """The sorted int64 indices of ``axis`` that belong to no removed unit."""
+    return torch.nonzero(_stays(axis, removed)).flatten()
+
+
+def plan_cuts(graph: DependencyGraph, plan: PrunePlan) -> Cuts:
+    """What stays of every tensor that ``plan`` touches; a dimension that several groups cut keeps what all
+    keep.
+
+    Raises:
+        PlanError: if the plan was made for another graph.
+        ReshapeError: if two groups disagree about the length of a dimension, or nothing would stay of one.
+    """
+    plan.check(graph)
+    stays: dict[str, dict[int, torch.Tensor]] = {}
+    for name, units in plan.removed.items():
+        for member in graph.by_name[name].members if units else ():
+            dims = stays.setdefault(graph.tied.get(member.tensor, member.tensor), {})
+            mine = _stays(member, units)
+            other = dims.get(member.dim, mine)
+            if len(other) != len(mine):
+                raise ReshapeError(
+                    f"dimension {member.dim} of '{member.tensor}' has {len(other)} indices for one group and "
+                    f"{len(mine)} for '{name}'. The graph contradicts itself; please report it."
+                )
+            dims[member.dim] = other & mine
+    empty = [f"{t} (dimension {d})" for t, dims in stays.items() for d, mask in dims.items() if not mask.any()]
+    if empty:
+        raise ReshapeError(f"the plan leaves nothing of {', '.join(empty)}. Keep at least one unit.")
+    return {t: {d: torch.nonzero(mask).flatten() for d, mask in dims.items()} for t, dims in stays.items()}
+
+
+def cut_tensor(tensor: torch.Tensor, dims: Mapping[int, torch.Tensor]) -> torch.Tensor:
+    """A contiguous copy of ``tensor`` that keeps only the given indices of the given dimensions."""
+    for dim, kept in dims.items():
+        tensor = tensor.index_select(dim, kept.to(tensor.device))
+    return tensor.contiguous()
+
+
+def cut_shape(shape: tuple[int, ...], dims: Mapping[int, torch.Tensor]) -> tuple[int, ...]:
+    """The shape of a tensor of ``shape`` after :func:`cut_tensor`."""
+    return tuple(len(dims[d]) if d in dims else size for d, size in enumerate(shape))
+
+
+def _stays(axis: Axis, removed: tuple[int, ...]) -> torch.Tensor:
+    return ~torch.isin(axis.unit_of(), torch.tensor(removed, dtype=torch.int64))

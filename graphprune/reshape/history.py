@@ -1,0 +1,104 @@
+"""What was done to a model, remembered on the model itself so that it can be saved and pruned again."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from graphprune.errors import PlanError
+from graphprune.graph import DependencyGraph
+from graphprune.names import bare
+from graphprune.plan import PrunePlan
+
+_ATTRIBUTE = "_graphprune_history"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One pruning: a plan and the graph it was made for."""
+
+    graph: DependencyGraph
+    plan: PrunePlan
+
+
+@dataclass(frozen=True)
+class History:
+    """How a model came to be.
+
+    Attributes:
+        architecture: the class of the model.
+        base_name: where the unpruned model came from, as far as its config tells.
+        base_config: the unpruned model's config as plain JSON values.
+        steps: every pruning since, oldest first.
+        stock: whether the model's present config describes it, so that stock ``from_pretrained`` can load it.
+        why_not: where it does not, the reason.
+    """
+
+    architecture: str
+    base_name: str
+    base_config: dict[str, Any]
+    steps: tuple[Step, ...] = ()
+    stock: bool = True
+    why_not: str = ""
+
+    def then(self, step: Step) -> History:
+        """The history with one more step, merged with the last one where they speak of the same units."""
+        if self.steps:
+            last = self.steps[-1]
+            try:
+                merged = Step(last.graph, compose(last.plan, step.plan))
+            except PlanError:
+                pass
+            else:
+                return replace(self, steps=(*self.steps[:-1], merged))
+        return replace(self, steps=(*self.steps, step))
+
+
+def compose(first: PrunePlan, second: PrunePlan) -> PrunePlan:
+    """The one plan that does what ``first`` and then ``second`` do, in units of the model before ``first``.
+
+    Raises:
+        PlanError: if ``second`` was made for other groups than ``first`` leaves.
+    """
+    left = {name: size for name, size in first.sizes_after().items() if size > 1}
+    found = {name: size for name, size in second.sizes.items() if size > 1}
+    if left != found:
+        odd = sorted(name for name in {*left, *found} if left.get(name) != found.get(name))
+        raise PlanError(
+            f"the second plan does not start where the first ends: sizes of {odd[0]!r} and {len(odd) - 1} more differ"
+        )
+    removed = dict(first.removed)
+    for name, units in second.removed.items():
+        kept = first.kept(name)
+        removed[name] = tuple(sorted({*removed.get(name, ()), *(kept[u] for u in units)}))
+    notes = (*first.notes, *second.notes)
+    return PrunePlan(fingerprint=first.fingerprint, sizes=first.sizes, removed=removed, notes=notes)
+
+
+def history_of(model: nn.Module) -> History:
+    """What was done to ``model`` so far; of an unpruned model the history without steps."""
+    base = bare(model)
+    known = getattr(base, _ATTRIBUTE, None)
+    if isinstance(known, History):
+        return known
+    config: Any = getattr(base, "config", None)
+    plain = json.loads(config.to_json_string(use_diff=False)) if hasattr(config, "to_json_string") else {}
+    name = str(getattr(config, "_name_or_path", "") or "")
+    return History(architecture=type(base).__name__, base_name=name, base_config=plain)
+
+
+def remember(model: nn.Module, history: History) -> None:
+    """Leaves ``history`` on the model: a plain attribute, seen by no ``state_dict`` or ``save_pretrained``."""
+    object.__setattr__(bare(model), _ATTRIBUTE, history)
+
+
+def graph_of(model: nn.Module, graph: DependencyGraph | None) -> DependencyGraph:
+    """``graph`` itself, or the traced graph of ``model`` where it is None."""
+    if graph is not None:
+        return graph
+    from graphprune.trace import trace
+
+    return trace(model)

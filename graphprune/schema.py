@@ -169,9 +169,7 @@ class Training(Section):
     )
     sequence_length: int = Field(512, ge=2, description="Tokens per sequence.")
     weight_decay: float = Field(0.0, ge=0, description="Weight decay of AdamW.")
-    warmup_ratio: float = Field(
-        0.0, ge=0, lt=1, description="Fraction of the steps in which the learning rate rises."
-    )
+    warmup_ratio: float = Field(0.0, ge=0, lt=1, description="Fraction of the steps in which the learning rate rises.")
     lr_scheduler: Literal["linear", "cosine", "constant"] = Field(
         "cosine", description="How the learning rate falls after its warm-up."
     )
@@ -185,9 +183,7 @@ class Training(Section):
     @model_validator(mode="after")
     def _check(self) -> Training:
         if self.batch_size % self.micro_batch:
-            raise ValueError(
-                f"micro_batch_size must divide batch_size {self.batch_size}, got {self.micro_batch_size}"
-            )
+            raise ValueError(f"micro_batch_size must divide batch_size {self.batch_size}, got {self.micro_batch_size}")
         return self
 
     @property
@@ -232,9 +228,7 @@ class Export(Section):
     targets: Annotated[
         tuple[ExportTarget, ...],
         BeforeValidator(_as_tuple, json_schema_input_type=ExportTarget | tuple[ExportTarget, ...]),
-    ] = Field(
-        ("hf",), min_length=1, description="hf: loads with from_pretrained. graphprune: loads with gp.load."
-    )
+    ] = Field(("hf",), min_length=1, description="hf: loads with from_pretrained. graphprune: loads with gp.load.")
     merge_lora: bool = Field(True, description="Merge the adapters into the weights before writing.")
 
 
@@ -244,8 +238,8 @@ class PruneSpec(Section):
     targets: tuple[Target, ...] = Field(min_length=1, description="What to remove.")
     scope: Literal["layer", "global", "role"] = Field(
         "layer",
-        description="Which units compete: those of one group (layer), of all groups of a target (global), "
-        "or of all selected groups of one role (role).",
+        description="Which units compete: those of one group (layer), those of one role in all groups of a "
+        "target (role), or all units of a target (global). Beyond layer, sizes differ between layers.",
     )
     criterion: CriterionSpec = Field(
         default_factory=lambda: CriterionSpec.model_validate("lora"),

@@ -45,9 +45,7 @@ def resolve_targets(spec: PruneSpec, graph: DependencyGraph, source: str = "spec
             problems.append(f"{where}: {_nothing(target, graph)}")
         elif not groups:
             problems.append(f"{where}: {_only_frozen(frozen)}")
-        notes = tuple(
-            f"{where}: {plural(len(frozen), 'frozen group')} left alone: {reason}" for reason in _reasons(frozen)
-        )
+        notes = tuple(f"{where}: left alone, because frozen: {reason}" for reason in _reasons(frozen))
         resolved.append(ResolvedTarget(target, groups, notes if groups else ()))
     if not problems:
         problems = _overlaps(resolved)

@@ -45,7 +45,8 @@ def plan(
         graph: the model's dependency graph.
         spec: targets and scope are read.
         scores: by group name, shape ``(group.size,)``; higher means keep. Other groups' scores are ignored.
-        fraction: progress in [0, 1] of a schedule: ``floor(amount·fraction)`` units go; all at exactly 1.
+        fraction: progress in [0, 1] of a schedule: ``amount·fraction`` units go, to the nearest. (Rounding down,
+            as the published code does, would keep the last of a few heads until the very end.)
         base: an earlier plan. Its units are gone for good and count towards the amount: masks only grow.
 
     Raises:
@@ -64,7 +65,7 @@ def plan(
         values = {g.name: _checked(g, scores) for g in item.groups}
         for pool in _pools(item.groups, spec.scope):
             asked = _asked(item.target, pool)
-            budget = asked if fraction == 1.0 else math.floor(asked * fraction + 1e-9)
+            budget = math.floor(asked * fraction + 0.5)
             _remove(pool, values, budget, item.target.multiple_of, removed)
             if fraction == 1.0:
                 notes.update(_note(pool, asked, removed, item.target))

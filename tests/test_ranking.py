@@ -151,6 +151,13 @@ def test_base_units_stay_removed_whatever_the_new_scores_say():
     assert all(set(units) <= set(second.removed[name]) for name, units in first.removed.items())
 
 
+@pytest.mark.parametrize(("fraction", "removed"), [(0.0, 0), (0.24, 0), (0.26, 1), (0.74, 1), (0.76, 2), (1.0, 2)])
+def test_a_fraction_is_rounded_to_the_nearest(fraction, removed):
+    graph = make_graph(layers=1, heads=4)
+    made = plan(graph, make_spec({**HEADS, "ratio": 0.5}), make_scores(graph), fraction=fraction)
+    assert sum(counts(made).values()) == removed
+
+
 def test_base_beyond_the_amount_is_kept_and_noted():
     graph = make_graph(layers=1)
     name = "layers.0.mlp/mlp.channel"

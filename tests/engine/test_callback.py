@@ -2,7 +2,6 @@
 
 import copy
 import itertools
-import math
 
 import pytest
 import torch
@@ -84,7 +83,7 @@ def test_masks_act_from_their_event_on_and_only_grow(llama, graph, tokens, tmp_p
     counts = [int(zero.sum()) for zero in seen]
     steps = [max(counts[2 * i : 2 * i + 2]) for i in range(8)]
     # Events at steps 2, 4, 6: the next step's forward passes feel them. 1 - (1 - t/6)^3 of 12 channels.
-    expected = [0, 0, *[math.floor(12 * (1 - (1 - t / 6) ** 3)) for t in (2, 2, 4, 4)], 12, 12]
+    expected = [0, 0, *[round(12 * (1 - (1 - t / 6) ** 3)) for t in (2, 2, 4, 4)], 12, 12]
     assert steps == expected
     for before, after in itertools.pairwise(seen):
         assert bool((after | ~before).all())

@@ -161,6 +161,11 @@ class _Run:
                 f"the loss of batch {index} is {loss.item()}, expected a number. Check the batch for rows without "
                 "any label, and the model for overflow (load it in bfloat16 or float32)."
             )
+        if not loss.requires_grad:
+            raise CriterionError(
+                f"the loss of batch {index} does not depend on anything that criterion '{self._criterion.name}' "
+                "observes. Choose another criterion for these groups, such as taylor."
+            )
         (loss / count).backward()
         broken = self._seen.nonfinite()
         if broken is not None:

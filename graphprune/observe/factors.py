@@ -43,7 +43,7 @@ def lora_factors(model: nn.Module, tensor: str) -> LoraFactors | None:
 
     Raises:
         CriterionError: if several adapters are active on the tensor.
-        ReshapeError: if the adapter is no plain LoRA.
+        ReshapeError: if the adapter is no plain LoRA on a linear map, an embedding or a bare parameter.
     """
     active = _active(model, tensor)
     if not active:
@@ -56,8 +56,6 @@ def lora_factors(model: nn.Module, tensor: str) -> LoraFactors | None:
         )
     layer, name = active[0]
     a, b = _matrices(layer, name)
-    if a.ndim != 2:
-        return None
     stack = getattr(layer, "num_experts", 1)
     return LoraFactors(
         a=_split_a(a.detach(), stack),

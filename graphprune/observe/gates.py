@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +17,10 @@ from graphprune.names import resolve_module
 class GateRecorder:
     """One gate of ones per group, at every place where the group's mask would be applied.
 
-    ``input`` and ``weight`` sites are multiplied by the gate. A ``logits`` site, which a mask sets to -inf,
-    gets the logarithm of the gate added: m = 1 changes nothing, m = 0 is the mask, and softmax weights are
-    proportional to m in between.
+    ``input`` and ``weight`` sites are multiplied by the gate. A ``logits`` site, which a mask sets to -inf, gets the
+    logarithm of the gate added: m = 1 changes nothing, m = 0 is the mask, and softmax weights are proportional to m in
+    between. Where a softmax and the top-k choice behind it are masked, the softmax alone is gated; its output carries
+    the gate on to the choice.
 
     Args:
         model: bare or wrapped.
@@ -47,7 +48,7 @@ class GateRecorder:
         for group in self._groups:
             gate = torch.ones(group.size, dtype=wide, requires_grad=True)
             self._gates[group.name] = gate
-            for site in group.sites:
+            for site in _gated(group.sites):
                 self._handles.extend(_place(self._model, site, gate))
 
     def close(self) -> None:
@@ -65,12 +66,25 @@ class GateRecorder:
         """The summed gradient of the group's gate, zero if no backward reached it.
 
         Raises:
-            CriterionError: for a group that was not asked for.
+            CriterionError: for a group that was not asked for, and for routed units whose scores only choose: then the
+                loss does not depend on the gate to first order.
         """
         if group.name not in self._gates:
             raise CriterionError(f"the mask gradient of group '{group.name}' was not recorded")
         gate = self._gates[group.name]
-        return torch.zeros_like(gate, requires_grad=False) if gate.grad is None else gate.grad
+        gradient = torch.zeros_like(gate, requires_grad=False) if gate.grad is None else gate.grad
+        if any(site.kind == "logits" for site in group.sites) and not gradient.any():
+            raise CriterionError(
+                f"the mask gradient of group '{group.name}' is zero for every unit: its routing scores only choose "
+                "units and do not weigh them. Choose another criterion for it, such as taylor."
+            )
+        return gradient
+
+    def recorded(self) -> Iterator[tuple[str, Tensor]]:
+        """The gradients that there are, by group name."""
+        for name, gate in self._gates.items():
+            if gate.grad is not None:
+                yield name, gate.grad
 
 
 class _Gate(_Keep):
@@ -96,6 +110,11 @@ class _GateCall(_MaskCall):
 
     def _fill(self, logits: Tensor) -> Tensor:
         return logits + self._mask.like(logits, self._site.dim).log()
+
+
+def _gated(sites: tuple[MaskSite, ...]) -> list[MaskSite]:
+    weighing = any(site.kind == "logits" and site.function == "softmax" for site in sites)
+    return [site for site in sites if not (weighing and site.kind == "logits" and site.function == "topk")]
 
 
 def _place(model: nn.Module, site: MaskSite, gate: Tensor) -> list[RemovableHandle]:

@@ -137,7 +137,7 @@ class Observer(Observation):
         if self._gradients is not None:
             found.update((f"the gradient of '{name}'", value) for name, value in self._gradients.recorded())
         if self._gates is not None:
-            found.update((f"the mask gradient of group '{g.name}'", self._gates.gradient(g)) for g in self._groups)
+            found.update((f"the mask gradient of group '{name}'", value) for name, value in self._gates.recorded())
         if Signal.LORA in self._signals:
             for name in self._tensors:
                 for factor in factor_parameters(self._model, name):

@@ -75,8 +75,7 @@ class Toy:
             member("o.weight", 1, 3, 12, (0, 4, (4, 1)), consumes=True),
         ),
     )
-    #: One fused matrix of queries, keys and values of two heads, interleaved per head, and a gap that belongs to
-    #: nobody.
+    #: One fused matrix of queries, keys and values of two heads in four blocks, and a row that belongs to nobody.
     fused = Group(
         name="layer/fused",
         role="attention.group",

@@ -103,9 +103,12 @@ def learning_rate(step: int, steps: int) -> float:
 
 
 def train(
-    model: LlamaForCausalLM, tokens: torch.Tensor, *, steps: int, seed: int, checkpoint: Path | None
+    model: LlamaForCausalLM, tokens: torch.Tensor, *, steps: int, stop: int, seed: int, checkpoint: Path | None
 ) -> None:
-    """AdamW in bfloat16 autocast; prints the loss every 50 steps, saves and resumes from ``checkpoint``."""
+    """AdamW in bfloat16 autocast, up to step ``stop`` of a schedule of ``steps``.
+
+    Prints the loss every 50 steps; saves to ``checkpoint`` every 100 steps and resumes from it.
+    """
     decayed = [p for p in model.parameters() if p.dim() > 1]
     plain = [p for p in model.parameters() if p.dim() <= 1]
     optimizer = torch.optim.AdamW(
@@ -119,7 +122,7 @@ def train(
         start = state["step"]
     model.train()
     began, running = time.monotonic(), 0.0
-    for step, batch in enumerate(batches(tokens, seed, start, steps), start=start):
+    for step, batch in enumerate(batches(tokens, seed, start, stop), start=start):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps)
         with torch.autocast("cpu", torch.bfloat16):
@@ -164,9 +167,7 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pa
     tokenizer.save_pretrained(folder)
 
 
-def fill_card(
-    tokens: torch.Tensor, documents: list[Document], scores: tuple[float, float], **facts: int
-) -> str:
+def fill_card(tokens: torch.Tensor, documents: list[Document], scores: tuple[float, float], **facts: int) -> str:
     """The model card, ``demo_card.md``, with this run's numbers."""
     text = "\0".join(f"{document.name}\0{document.text}" for document in documents)
     template = Path(__file__).with_name("demo_card.md").read_text(encoding="utf-8")
@@ -196,8 +197,8 @@ def evaluate(out: Path) -> tuple[float, float]:
     return scores
 
 
-def make(out: Path, *, steps: int, seed: int, checkpoint: Path | None) -> None:
-    """Train, then write ``model/``, both texts, the card and CPython's licence under ``out``."""
+def make(out: Path, *, steps: int, stop: int, seed: int, checkpoint: Path | None) -> None:
+    """Train; once finished, write ``model/``, both texts, the card and CPython's licence under ``out``."""
     documents = standard_library()
     training = [document for document in documents if not document.held_out]
     held_out = [document for document in documents if document.held_out]
@@ -205,7 +206,9 @@ def make(out: Path, *, steps: int, seed: int, checkpoint: Path | None) -> None:
     ids = (tokenizer(document.text, verbose=False)["input_ids"] for document in training)
     tokens = torch.tensor([token for document in ids for token in (tokenizer.bos_token_id, *document)])
     model = build_model(seed)
-    train(model, tokens, steps=steps, seed=seed, checkpoint=checkpoint)
+    train(model, tokens, steps=steps, stop=stop, seed=seed, checkpoint=checkpoint)
+    if stop < steps:
+        return
 
     out.mkdir(parents=True, exist_ok=True)
     save(model, tokenizer, out / "model")
@@ -224,18 +227,17 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for the package data")
-    parser.add_argument("--steps", type=int, default=2800)
+    parser.add_argument("--steps", type=int, default=2300)
+    parser.add_argument("--stop", type=int, help="leave off at this step, a multiple of 100; needs --checkpoint")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--checkpoint", type=Path, help="save here every 100 steps, and resume from it")
-    parser.add_argument(
-        "--evaluate", action="store_true", help="only measure the perplexity of what OUT holds"
-    )
+    parser.add_argument("--evaluate", action="store_true", help="only measure the perplexity of what OUT holds")
     args = parser.parse_args()
     torch.set_num_threads(1)  # the order of sums, and so the result, depends on it
     if args.evaluate:
         evaluate(args.out)
     else:
-        make(args.out, steps=args.steps, seed=args.seed, checkpoint=args.checkpoint)
+        make(args.out, steps=args.steps, stop=args.stop or args.steps, seed=args.seed, checkpoint=args.checkpoint)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,7 +15,8 @@ from graphprune.plan import PrunePlan
 from graphprune.reshape.adapters import Slot, adapter_layers, adapter_slots, find_slot, update_features
 from graphprune.reshape.constants import constant_cuts, install
 from graphprune.reshape.cut import Cuts, cut_tensor, plan_cuts
-from graphprune.reshape.rules import apply_rules, check_rules
+from graphprune.reshape.history import NOT_SETTLED, Step, history_of, remember
+from graphprune.reshape.rules import rule_edits
 from graphprune.reshape.sizes import follow_sizes
 
 
@@ -49,8 +50,7 @@ def cut_model(model: nn.Module, graph: DependencyGraph, plan: PrunePlan) -> list
 
     Parameters are replaced by new :class:`torch.nn.Parameter` objects (assigning ``.data`` would leave
     stale gradient accumulators); dtype, device and ``requires_grad`` stay, gradients are cut alike, tied
-    parameters stay tied. The config is not made to describe the result; :func:`graphprune.reshape` does
-    that.
+    parameters stay tied. The model remembers the step; :func:`settle_config` makes its config follow.
 
     Returns:
         every replaced tensor, base and adapter, once.
@@ -59,9 +59,15 @@ def cut_model(model: nn.Module, graph: DependencyGraph, plan: PrunePlan) -> list
         PlanError: if the plan belongs to another graph.
         ReshapeError: if the model is not the one that was traced; it is untouched then.
     """
+    with torch.device("cpu"):  # indices are real even where the model is being built on the meta device
+        return _cut_model(model, graph, plan)
+
+
+def _cut_model(model: nn.Module, graph: DependencyGraph, plan: PrunePlan) -> list[Replacement]:
     cuts = plan_cuts(graph, plan)
+    history = history_of(model).then(Step(graph, plan))
     edits = _collect(model, graph, cuts)
-    check_rules(model, graph, plan)
+    edit_rules = rule_edits(model, graph, plan)
     constants = constant_cuts(graph, plan)
     for path, _ in constants:
         resolve_module(model, path)
@@ -74,8 +80,10 @@ def cut_model(model: nn.Module, graph: DependencyGraph, plan: PrunePlan) -> list
     replaced = [_apply(edit) for edit in edits]
     for layer, name, dim, kept, ndim in features:
         update_features(layer, name, dim, kept, ndim)
-    apply_rules(model, graph, plan)
+    for edit_rule in edit_rules:
+        edit_rule()
     install(model, constants)
+    remember(model, replace(history, stock=False, why_not=NOT_SETTLED))
     return replaced
 
 

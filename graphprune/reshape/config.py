@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
+import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from transformers.utils import logging
 from graphprune.names import bare, resolve_tensor
 from graphprune.reshape.candidates import Changes, Path, Shapes, candidates, fields, matching, uneven
 from graphprune.reshape.cut import cut_shape, plan_cuts
-from graphprune.reshape.history import History, Step
+from graphprune.reshape.history import History, Step, history_of, remember
 from graphprune.reshape.view import take_views
 
 #: No more than this many configs of the right shapes are tried on the model's weights.
@@ -70,6 +71,16 @@ def find_stock_config(model: nn.Module, history: History) -> StockConfig:
             return StockConfig(config, changes)
         objections.append(objection)
     return StockConfig(reason=next(iter(objections), why))
+
+
+def settle_config(model: nn.Module) -> str:
+    """Makes the config of a cut model describe it, if one of its class can; returns why not, or an empty text."""
+    history = history_of(model)
+    found = find_stock_config(model, history)
+    if found.config is not None:
+        adopt(model, found)
+    remember(model, replace(history, stock=found.config is not None, why_not=found.reason))
+    return found.reason
 
 
 def adopt(model: nn.Module, found: StockConfig) -> None:
@@ -230,3 +241,12 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def described(model: PreTrainedModel) -> bool:
+    """Whether the model's own config builds tensors of exactly the model's shapes."""
+    plain = json.loads(model.config.to_json_string(use_diff=False))
+    shapes = _Search(type(model), type(model.config), plain).shapes({})
+    if shapes is None:  # remote code that cannot be built on the meta device proves nothing
+        return True
+    return all(tuple(resolve_tensor(model, name).shape) == shape for name, shape in shapes.items())

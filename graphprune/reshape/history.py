@@ -15,6 +15,9 @@ from graphprune.plan import PrunePlan
 
 _ATTRIBUTE = "_graphprune_history"
 
+#: The reason why a config does not describe a model that was just cut.
+NOT_SETTLED = "no config was looked for"
+
 
 @dataclass(frozen=True)
 class Step:
@@ -43,6 +46,9 @@ class History:
     steps: tuple[Step, ...] = ()
     stock: bool = True
     why_not: str = ""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> History:
+        return self  # a value; a copy of the model has the same past
 
     def then(self, step: Step) -> History:
         """The history with one more step, merged with the last one where they speak of the same units."""

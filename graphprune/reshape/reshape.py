@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TypeVar
 
 from torch import nn
@@ -10,8 +9,8 @@ from torch import nn
 from graphprune.graph import DependencyGraph
 from graphprune.plan import PrunePlan
 from graphprune.reshape.apply import cut_model
-from graphprune.reshape.config import adopt, find_stock_config
-from graphprune.reshape.history import Step, graph_of, history_of, remember
+from graphprune.reshape.config import settle_config
+from graphprune.reshape.history import graph_of
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -35,11 +34,6 @@ def reshape(model: Model, plan: PrunePlan, graph: DependencyGraph | None = None)
         ReshapeError: if the model is not the one that was traced. It is untouched then.
     """
     graph = graph_of(model, graph)
-    before = history_of(model)
     cut_model(model, graph, plan)
-    history = before.then(Step(graph, plan))
-    found = find_stock_config(model, history)
-    if found.config is not None:
-        adopt(model, found)
-    remember(model, replace(history, stock=found.config is not None, why_not=found.reason))
+    settle_config(model)
     return model

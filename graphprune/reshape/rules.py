@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -11,7 +13,7 @@ from graphprune.errors import ReshapeError
 from graphprune.graph import DependencyGraph, SizeRule
 from graphprune.names import bare, plain, resolve_module
 from graphprune.plan import PrunePlan
-from graphprune.reshape.view import ConfigView, give_view
+from graphprune.reshape.view import ConfigView, give_view, holds
 
 
 def changed_rules(graph: DependencyGraph, plan: PrunePlan) -> list[tuple[SizeRule, int, int]]:
@@ -21,47 +23,48 @@ def changed_rules(graph: DependencyGraph, plan: PrunePlan) -> list[tuple[SizeRul
     return [(rule, old, new) for rule, old, new in values if old != new]
 
 
-def check_rules(model: nn.Module, graph: DependencyGraph, plan: PrunePlan) -> None:
-    """Raises :class:`ReshapeError` unless every integer that must change has the value it was traced with."""
-    problems = []
-    for rule, old, _ in changed_rules(graph, plan):
-        holder = _seen_by(model, rule)
-        got = getattr(holder, rule.attribute, None)
-        if got != old:
-            where = f"{rule.owner}.{rule.attribute}, read in {rule.reader or 'the model'}"
-            problems.append(f"{where}: expected {old}, got {got}")
-    if problems:
-        raise ReshapeError(
-            "these sizes are not what the graph was traced with:\n  - "
-            + "\n  - ".join(problems)
-            + "\nTrace the model again and make the plan again."
-        )
+def rule_edits(model: nn.Module, graph: DependencyGraph, plan: PrunePlan) -> list[Callable[[], None]]:
+    """What has to be done to set every integer that ``plan`` changes; nothing is changed before they are called.
 
-
-def apply_rules(model: nn.Module, graph: DependencyGraph, plan: PrunePlan) -> None:
-    """Sets every integer that ``plan`` changes.
-
-    An attribute of the config is set for the modules that read it, each through a :class:`ConfigView`; only
-    where a whole model reads it, and all its readers agree, it is set in the config itself.
+    An attribute of the config is set for the modules that read it, each through a
+    :class:`graphprune.reshape.view.ConfigView`; only where a whole model reads it is it set in the config itself.
 
     Raises:
-        ReshapeError: if readers that share one config need different values.
+        ReshapeError: if an integer is not what it was when traced, or a model reads one for readers that disagree.
     """
     changed = changed_rules(graph, plan)
+    problems = [p for rule, old, _ in changed if (p := _misfit(model, rule, old))]
+    if problems:
+        listed = "\n  - ".join(problems)
+        raise ReshapeError(f"these sizes do not fit the plan:\n  - {listed}\nTrace the model again and plan again.")
+    edits: list[Callable[[], None]] = []
     for rule, _, new in changed:
-        if not _in_config(rule):
-            setattr(_owner(model, rule.owner), rule.attribute, new)
-            continue
-        config, reader = _owner(model, rule.owner), plain(resolve_module(model, rule.reader))
-        if not isinstance(reader, PreTrainedModel) and give_view(reader, config, {rule.attribute: new}):
-            continue
-        wanted = {v for r, _, v in changed if (r.owner, r.attribute) == (rule.owner, rule.attribute)}
-        if len(wanted) > 1:
-            raise ReshapeError(
-                f"'{rule.attribute}' of the config would have to be {sorted(wanted)} at once, because "
-                f"{rule.reader or 'the model'} reads it for all layers. Prune the layers alike."
-            )
-        setattr(config, rule.attribute, new)
+        owner = _owner(model, rule.owner)
+        if _in_config(rule):
+            reader = plain(resolve_module(model, rule.reader))
+            if not isinstance(reader, PreTrainedModel) and holds(reader, owner):
+                edits.append(partial(give_view, reader, owner, {rule.attribute: new}))
+                continue
+            _check_agreement(rule, changed)
+        edits.append(partial(setattr, owner, rule.attribute, new))
+    return edits
+
+
+def _misfit(model: nn.Module, rule: SizeRule, expected: int) -> str | None:
+    got = getattr(_seen_by(model, rule), rule.attribute, None)
+    if got == expected:
+        return None
+    where = f"{rule.owner}.{rule.attribute}, read in {rule.reader or 'the model'}"
+    return f"{where}: expected {expected}, which was traced, got {got}"
+
+
+def _check_agreement(rule: SizeRule, changed: list[tuple[SizeRule, int, int]]) -> None:
+    wanted = {new for r, _, new in changed if (r.owner, r.attribute) == (rule.owner, rule.attribute)}
+    if len(wanted) > 1:
+        raise ReshapeError(
+            f"'{rule.attribute}' of the config would have to be {sorted(wanted)} at once, because "
+            f"{rule.reader or 'the model'} reads it for all layers. Prune the layers alike."
+        )
 
 
 def _in_config(rule: SizeRule) -> bool:

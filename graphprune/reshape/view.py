@@ -40,16 +40,18 @@ class ConfigView:
         return ConfigView, (self._base, self.own())
 
 
-def give_view(module: nn.Module, config: Any, own: dict[str, int]) -> bool:
-    """Lets ``module`` see ``own`` instead of what ``config`` says; False if it does not hold that config."""
-    for name, value in vars(module).items():
+def holds(module: nn.Module, config: Any) -> bool:
+    """Whether ``module`` has ``config``, or a view of it, as an attribute."""
+    return any(v is config or (isinstance(v, ConfigView) and v._base is config) for v in vars(module).values())
+
+
+def give_view(module: nn.Module, config: Any, own: dict[str, int]) -> None:
+    """Lets ``module`` see ``own`` instead of what ``config`` says."""
+    for name, value in list(vars(module).items()):
         if isinstance(value, ConfigView) and value._base is config:
             module.__dict__[name] = ConfigView(config, {**value.own(), **own})
-            return True
-        if value is config:
+        elif value is config:
             module.__dict__[name] = ConfigView(config, own)
-            return True
-    return False
 
 
 def take_views(model: nn.Module) -> None:

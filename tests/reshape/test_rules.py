@@ -7,7 +7,7 @@ import pytest
 from graphprune.errors import ReshapeError
 from graphprune.plan import PrunePlan
 from graphprune.reshape.constants import ConstantCut
-from graphprune.reshape.rules import changed_rules, check_rules
+from graphprune.reshape.rules import changed_rules, rule_edits
 from graphprune.reshape.view import ConfigView, give_view, take_views
 from graphprune.trace import trace
 from tests.decoders import tiny
@@ -27,15 +27,15 @@ def test_an_integer_that_is_not_what_was_traced_is_refused():
     graph = trace(model)
     name = graph.select(role="attention.group", layers=1).names[0]
     model.transformer.h[1].attn.split_size = 24
-    with pytest.raises(ReshapeError, match=r"h\.1\.attn\.split_size.*expected 48, got 24"):
-        check_rules(model, graph, PrunePlan.remove(graph, {name: [0]}))
+    with pytest.raises(ReshapeError, match=r"h\.1\.attn\.split_size, read in .*: expected 48, .*got 24"):
+        rule_edits(model, graph, PrunePlan.remove(graph, {name: [0]}))
 
 
 def test_a_view_reads_through_and_survives_copying():
     model = tiny("llama")
     layer = model.model.layers[0].self_attn
-    assert give_view(layer, model.config, {"num_attention_heads": 5})
-    assert give_view(layer, model.config, {"hidden_size": 7})
+    give_view(layer, model.config, {"num_attention_heads": 5})
+    give_view(layer, model.config, {"hidden_size": 7})
     assert (layer.config.num_attention_heads, layer.config.hidden_size) == (5, 7)
     assert model.config.num_attention_heads == 8
     layer.config.intermediate_size = 3

@@ -1,0 +1,109 @@
+"""Reading back what :func:`graphprune.save` wrote, whatever its tier."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from pydantic import ValidationError
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+
+from graphprune.checkpoint.manifest import Manifest
+from graphprune.errors import CheckpointError
+from graphprune.graph import DependencyGraph
+from graphprune.plan import PrunePlan
+from graphprune.reshape.apply import cut_model
+from graphprune.reshape.config import quiet
+from graphprune.reshape.history import History, Step, remember
+
+
+def load(
+    folder: str | os.PathLike[str],
+    *,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device | None = None,
+    verify: bool = True,
+) -> PreTrainedModel:
+    """Loads a folder written by :func:`graphprune.save`, in evaluation mode.
+
+    Args:
+        folder: the checkpoint folder.
+        dtype: of the weights; as they were saved by default.
+        device: where to put the model; the CPU by default.
+        verify: compare all files with the manifest first (reads them once more).
+
+    Raises:
+        CheckpointError: if the folder is no such checkpoint, is damaged, or its weights do not fit its plan.
+    """
+    path = Path(folder).expanduser()
+    manifest = Manifest.read(path)
+    if verify:
+        manifest.check(path)
+    steps = tuple(_step(path / files.plan, path / files.graph) for files in manifest.steps)
+    model_class: Any = AutoModelForCausalLM if manifest.tier == "hf" else cut_class(_stock_class(manifest), steps)
+    try:
+        config = AutoConfig.from_pretrained(path)
+        with quiet():
+            model, info = model_class.from_pretrained(
+                path, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True
+            )
+    except (OSError, RuntimeError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be loaded: {error}") from error
+    problems = {key: sorted(map(str, found)) for key, found in info.items() if found}
+    if problems:
+        raise CheckpointError(f"the weights in {path} do not fit the model that its plan describes: {problems}")
+    if manifest.tier == "graphprune":
+        model.__class__ = _stock_class(manifest)  # the cut class was only needed to be built
+    history = History(
+        architecture=manifest.architecture,
+        base_name=manifest.base_name,
+        base_config=manifest.base_config,
+        steps=steps,
+        stock=manifest.tier == "hf",
+        why_not=manifest.why_not_hf,
+    )
+    remember(model, history)
+    loaded: PreTrainedModel = model if device is None else model.to(device)
+    return loaded
+
+
+def cut_class(base: type[PreTrainedModel], steps: tuple[Step, ...]) -> type[PreTrainedModel]:
+    """A class that builds ``base`` from the unpruned config and cuts it, so that stock loading code can fill it.
+
+    It keeps the stock name and calls itself stock code, because transformers looks up weight conversions by both; and
+    it lists :class:`GenerationMixin` directly, or transformers would wrap it in yet another class.
+    """
+
+    def build(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
+        base.__init__(self, config, *args, **kwargs)
+        for step in steps:
+            cut_model(self, step.graph, step.plan)
+
+    members = {
+        "__init__": build,
+        "__module__": base.__module__,
+        "__qualname__": base.__qualname__,
+        "is_custom_code": classmethod(lambda _class: False),
+    }
+    generates = issubclass(base, GenerationMixin)
+    return type(base.__name__, (base, GenerationMixin) if generates else (base,), members)
+
+
+def _stock_class(manifest: Manifest) -> type[PreTrainedModel]:
+    found = getattr(transformers, manifest.architecture, None)
+    if not (isinstance(found, type) and issubclass(found, PreTrainedModel)):
+        raise CheckpointError(
+            f"this version of transformers ({transformers.__version__}) has no model class "
+            f"'{manifest.architecture}'; the checkpoint was written with {manifest.libraries.get('transformers')}"
+        )
+    return found
+
+
+def _step(plan: Path, graph: Path) -> Step:
+    try:
+        return Step(DependencyGraph.model_validate_json(graph.read_text(encoding="utf-8")), PrunePlan.load(plan))
+    except (OSError, ValidationError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{graph} is no dependency graph: {error}") from None

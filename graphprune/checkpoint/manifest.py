@@ -1,0 +1,131 @@
+"""The manifest of a checkpoint: what it is, where it came from, how to load it, and what its files hash to."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+import graphprune
+from graphprune.errors import CheckpointError
+
+MANIFEST = "manifest.json"
+
+
+class FileRecord(BaseModel):
+    """Size in bytes and SHA-256 of one file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    bytes: int
+    sha256: str
+
+
+class StepFiles(BaseModel):
+    """The files of one pruning: its plan and the graph of the model it was made for."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    plan: str
+    graph: str
+
+
+class Manifest(BaseModel):
+    """What ``manifest.json`` says.
+
+    Attributes:
+        tier: ``hf`` loads with stock ``from_pretrained``; ``graphprune`` needs :func:`graphprune.load`.
+        load: the line of code that loads the folder.
+        architecture: the class of the model, by its name in transformers.
+        base_name: where the unpruned model came from.
+        base_config: the unpruned model's config.
+        steps: every pruning, oldest first; they lead from the base config to this checkpoint.
+        why_not_hf: for tier ``graphprune`` the reason.
+        libraries: versions of what wrote the folder.
+        files: every other file of the folder.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: Literal[1] = 1
+    tier: Literal["hf", "graphprune"]
+    load: str
+    architecture: str
+    base_name: str = ""
+    base_config: dict[str, Any]
+    steps: tuple[StepFiles, ...] = ()
+    why_not_hf: str = ""
+    libraries: dict[str, str]
+    files: dict[str, FileRecord]
+
+    def write(self, folder: Path) -> None:
+        """Writes ``manifest.json`` into ``folder``."""
+        (folder / MANIFEST).write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest:
+        """The manifest of ``folder``.
+
+        Raises:
+            CheckpointError: if there is none, or it is damaged or of a newer format.
+        """
+        file = folder / MANIFEST
+        if not file.is_file():
+            raise CheckpointError(
+                f"{folder} has no {MANIFEST}, so graphprune.save did not write it. "
+                "Load an ordinary checkpoint with transformers' from_pretrained."
+            )
+        try:
+            return cls.model_validate_json(file.read_text(encoding="utf-8"))
+        except (ValidationError, UnicodeDecodeError) as error:
+            raise CheckpointError(
+                f"{file} is damaged, or was written by a newer version of graphprune than {graphprune.__version__}: "
+                f"{error}"
+            ) from None
+
+    def check(self, folder: Path) -> None:
+        """Compares every file of ``folder`` with its record.
+
+        Raises:
+            CheckpointError: naming every file that is missing or differs.
+        """
+        problems = []
+        for name, expected in self.files.items():
+            file = folder / name
+            if not file.is_file():
+                problems.append(f"{name} is missing")
+            elif file.stat().st_size != expected.bytes:
+                problems.append(f"{name}: expected {expected.bytes} bytes, got {file.stat().st_size}")
+            elif sha256(file) != expected.sha256:
+                problems.append(f"{name}: its content is not what was written")
+        if problems:
+            raise CheckpointError(
+                f"{folder} is damaged:\n  - " + "\n  - ".join(problems) + "\nCopy it again from where it was written."
+            )
+
+
+def records(folder: Path) -> dict[str, FileRecord]:
+    """Size and hash of every file below ``folder``, but for the manifest itself."""
+    files = sorted(f for f in folder.rglob("*") if f.is_file() and f != folder / MANIFEST)
+    return {f.relative_to(folder).as_posix(): FileRecord(bytes=f.stat().st_size, sha256=sha256(f)) for f in files}
+
+
+def sha256(file: Path) -> str:
+    """The SHA-256 of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while piece := stream.read(1 << 22):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of Python, of graphprune, and of what writes and loads checkpoints."""
+    found = {"python": platform.python_version(), "graphprune": graphprune.__version__}
+    for name in ("torch", "transformers", "safetensors", "peft"):
+        found[name] = version(name)
+    return found

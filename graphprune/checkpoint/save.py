@@ -1,0 +1,132 @@
+"""Writing a model: plain where its config describes it, otherwise with the plan that rebuilds it."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from graphprune.checkpoint.folder import check_output_folder, written_whole
+from graphprune.checkpoint.manifest import Manifest, StepFiles, library_versions, records
+from graphprune.errors import CheckpointError
+from graphprune.names import bare
+from graphprune.plan import PrunePlan
+from graphprune.reshape.config import described, quiet
+from graphprune.reshape.history import History, history_of
+
+
+class SavesItself(Protocol):
+    """A report: anything that can write itself into a folder."""
+
+    def save(self, folder: Path) -> Any:
+        """Writes itself into ``folder``."""
+
+
+def save(
+    model: nn.Module,
+    folder: str | os.PathLike[str],
+    *,
+    tokenizer: Any = None,
+    plan: PrunePlan | None = None,
+    report: SavesItself | None = None,
+    merge_lora: bool = True,
+) -> Path:
+    """Writes ``model`` as a checkpoint folder: safetensors, config, tokenizer, plan and manifest.
+
+    The folder appears whole or not at all. If the model's config describes it, the folder loads with stock
+    ``from_pretrained`` (tier ``hf``); otherwise :func:`graphprune.load` reads it (tier ``graphprune``).
+    ``manifest.json`` says which, with the line of code.
+
+    Args:
+        model: a transformers model, pruned or not, bare or wrapped with LoRA adapters.
+        folder: a folder that does not exist yet, or is empty.
+        tokenizer: saved along, if given.
+        plan: the plan to write down where the model does not remember how it was pruned.
+        report: saved along, if given.
+        merge_lora: merge the adapters into a copy of the weights; ``model`` itself keeps them. Otherwise the
+            unmerged weights are written, and the adapters into the sub-folder ``adapter``.
+
+    Returns:
+        the folder.
+
+    Raises:
+        CheckpointError: if the folder is not empty, or the model is none that transformers could load again.
+    """
+    target = check_output_folder(folder)
+    base: Any = bare(model)
+    if not isinstance(base, PreTrainedModel):
+        raise CheckpointError(f"only transformers models can be saved, got {type(base).__name__}")
+    history = history_of(model)
+    tier = "hf" if history.stock else "graphprune"
+    if history.stock and not described(base):
+        raise CheckpointError(
+            f"the config of this {type(base).__name__} does not describe its tensors, and it was not pruned by "
+            "graphprune.reshape, so no loader could rebuild it. Prune it with graphprune.reshape."
+        )
+    with written_whole(target) as partial:
+        _write_weights(model, partial, merge_lora=merge_lora)
+        if tier == "graphprune":
+            _write_base_config(partial, history, base.dtype)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(partial)
+        steps = _write_steps(partial, history, plan)
+        if report is not None:
+            report.save(partial)
+        Manifest(
+            tier=tier,
+            load=_load_line(target, tier),
+            architecture=history.architecture,
+            base_name=history.base_name,
+            base_config=history.base_config,
+            steps=steps,
+            why_not_hf=history.why_not if tier == "graphprune" else "",
+            libraries=library_versions(),
+            files=records(partial),
+        ).write(partial)
+    return target
+
+
+def _load_line(folder: Path, tier: str) -> str:
+    call = "transformers.AutoModelForCausalLM.from_pretrained" if tier == "hf" else "graphprune.load"
+    return f"model = {call}({str(folder)!r})"
+
+
+def _write_weights(model: Any, folder: Path, *, merge_lora: bool) -> None:
+    with quiet():
+        if not hasattr(model, "merge_and_unload"):
+            bare(model).save_pretrained(folder)  # type: ignore[operator]
+            return
+        # On a copy: merging changes the weights for good, and unmerging rounds.
+        twin = copy.deepcopy(model)
+        if merge_lora:
+            twin.merge_and_unload().save_pretrained(folder)
+        else:
+            twin.unload().save_pretrained(folder)
+            model.save_pretrained(folder / "adapter")
+
+
+def _write_base_config(folder: Path, history: History, dtype: torch.dtype) -> None:
+    """The config that the architecture is built from before it is cut; the live one may be half adapted."""
+    config = {**history.base_config, "dtype": str(dtype).removeprefix("torch.")}
+    config.setdefault("architectures", [history.architecture])
+    if not config["architectures"]:
+        config["architectures"] = [history.architecture]
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_steps(folder: Path, history: History, plan: PrunePlan | None) -> tuple[StepFiles, ...]:
+    steps = []
+    for i, step in enumerate(history.steps):
+        files = StepFiles(plan=f"plan{i or ''}.json", graph=f"graph{i or ''}.json")
+        step.plan.save(folder / files.plan)
+        (folder / files.graph).write_text(step.graph.model_dump_json() + "\n", encoding="utf-8")
+        steps.append(files)
+    if not steps and plan is not None:
+        plan.save(folder / "plan.json")
+    return tuple(steps)

@@ -1,0 +1,125 @@
+"""Opening any causal language model, from a folder or from the Hub, with errors that say what is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from graphprune.checkpoint.load import load
+from graphprune.checkpoint.manifest import MANIFEST
+from graphprune.errors import CheckpointError
+from graphprune.reshape.config import quiet
+
+_WEIGHTS = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+
+
+def load_model(
+    path_or_id: str | os.PathLike[str],
+    *,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device | None = None,
+    trust_remote_code: bool = False,
+) -> tuple[PreTrainedModel, Any]:
+    """The model and the tokenizer at ``path_or_id``, in evaluation mode; the tokenizer is None where there is none.
+
+    Args:
+        path_or_id: a local folder, one written by :func:`graphprune.save` included, or a Hub id.
+        dtype: of the weights; as they are stored by default.
+        device: where to put the model; the CPU by default.
+        trust_remote_code: run modelling code that comes with the checkpoint.
+
+    Raises:
+        CheckpointError: if there is no such model, or its files are missing, damaged, or pickled.
+    """
+    folder = Path(path_or_id).expanduser()
+    if folder.is_dir():
+        check_weights(folder)
+        source: str = str(folder)
+    else:
+        source = str(path_or_id)
+        if folder.exists() or source.count("/") > 1 or source.startswith((".", "~", "/")):
+            raise CheckpointError(f"no model folder at {folder}. Give an existing folder or a Hub id (owner/name).")
+    if folder.is_dir() and (folder / MANIFEST).is_file():
+        model: Any = load(folder, dtype=dtype, verify=False)
+    else:
+        model = _from_pretrained(source, dtype, trust_remote_code)
+    tokenizer = _tokenizer(source, trust_remote_code)
+    return (model.to(device) if device is not None else model), tokenizer
+
+
+def check_weights(folder: Path) -> None:
+    """Raises :class:`CheckpointError` unless ``folder`` has a config and complete, readable safetensors files."""
+    if not (folder / "config.json").is_file():
+        adapter = (folder / "adapter_config.json").is_file()
+        raise CheckpointError(
+            f"{folder} has no config.json. "
+            + (
+                "It is a PEFT adapter; merge it into its base model and save that."
+                if adapter
+                else "Is it a model folder?"
+            )
+        )
+    files = _weight_files(folder)
+    missing = [name for name in files if not (folder / name).is_file()]
+    if missing:
+        raise CheckpointError(
+            f"{folder} lacks {len(missing)} of the {len(files)} weight files that {_INDEX} names: "
+            f"{', '.join(missing[:5])}{', …' if len(missing) > 5 else ''}. Download them again."
+        )
+    for name in files:
+        _check_readable(folder / name)
+
+
+def _check_readable(file: Path) -> None:
+    try:
+        with safe_open(file, framework="pt") as opened:
+            opened.keys()
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file} is no readable safetensors file ({error}). Download it again.") from None
+
+
+def _weight_files(folder: Path) -> list[str]:
+    if (folder / _INDEX).is_file():
+        try:
+            named = json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"].values()
+        except (ValueError, KeyError, AttributeError) as error:
+            raise CheckpointError(f"{folder / _INDEX} is no index of weight files ({error!r})") from None
+        return sorted(set(named))
+    if (folder / _WEIGHTS).is_file():
+        return [_WEIGHTS]
+    pickled = sorted(f.name for pattern in ("*.bin", "*.pt", "*.pth") for f in folder.glob(pattern))
+    if pickled:
+        raise CheckpointError(
+            f"{folder} has its weights as {pickled[0]} only, which is pickled code. Only safetensors are read: load it "
+            "once with transformers where you trust it, and save_pretrained it."
+        )
+    raise CheckpointError(f"{folder} has neither {_WEIGHTS} nor {_INDEX}")
+
+
+def _from_pretrained(source: str, dtype: str | torch.dtype, trust_remote_code: bool) -> Any:
+    try:
+        with quiet():
+            return AutoModelForCausalLM.from_pretrained(
+                source, dtype=dtype, trust_remote_code=trust_remote_code, use_safetensors=True
+            )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise CheckpointError(f"'{source}' cannot be loaded as a causal language model: {error}") from error
+
+
+def _tokenizer(source: str, trust_remote_code: bool) -> Any:
+    folder = Path(source).expanduser()
+    if folder.is_dir() and not any((folder / n).is_file() for n in ("tokenizer.json", "tokenizer_config.json")):
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        if folder.is_dir():
+            raise CheckpointError(f"the tokenizer in {folder} cannot be loaded: {error}") from error
+        return None

@@ -1,0 +1,70 @@
+"""What is wrong with a model folder is said before transformers sees it."""
+
+import json
+
+import pytest
+import torch
+
+from graphprune.checkpoint import load_model
+from graphprune.errors import CheckpointError
+from tests.decoders import tiny
+
+
+@pytest.fixture
+def folder(tmp_path):
+    tiny("llama").save_pretrained(tmp_path / "model", max_shard_size="60KB")
+    return tmp_path / "model"
+
+
+def test_a_complete_folder_loads(folder):
+    assert len(list(folder.glob("*.safetensors"))) > 2
+    model, tokenizer = load_model(folder, dtype=torch.bfloat16)
+    assert model.dtype == torch.bfloat16
+    assert not model.training
+    assert tokenizer is None
+
+
+def test_a_missing_shard_is_named(folder):
+    shard = sorted(folder.glob("*.safetensors"))[1]
+    shard.unlink()
+    with pytest.raises(CheckpointError, match=rf"lacks 1 of the \d weight files.*{shard.name}"):
+        load_model(folder)
+
+
+def test_a_cut_off_shard_is_named(folder):
+    shard = min(folder.glob("*.safetensors"))
+    shard.write_bytes(shard.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match=rf"{shard.name} is no readable safetensors file"):
+        load_model(folder)
+
+
+def test_a_broken_index_is_named(folder):
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}}))
+    with pytest.raises(CheckpointError, match="no index of weight files"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"readme.md": "hello"}, "has no config.json. Is it a model folder"),
+        ({"adapter_config.json": "{}"}, "It is a PEFT adapter; merge it"),
+        ({"config.json": "{}"}, "has neither model.safetensors nor"),
+        ({"config.json": "{}", "pytorch_model.bin": ""}, r"pytorch_model.bin only, which is pickled"),
+    ],
+)
+def test_other_folders(tmp_path, files, message):
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(CheckpointError, match=message):
+        load_model(tmp_path)
+
+
+def test_no_such_folder(tmp_path):
+    with pytest.raises(CheckpointError, match="no model folder at"):
+        load_model(tmp_path / "nowhere")
+
+
+def test_an_unknown_hub_id_is_one_error():
+    with pytest.raises(CheckpointError, match="'no-such-owner/no-such-model' cannot be loaded"):
+        load_model("no-such-owner/no-such-model")

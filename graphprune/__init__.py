@@ -50,7 +50,7 @@ _HOMES = {
     "trace": "trace",
 }
 
-__all__ = [*_HOMES, "__version__"]
+__all__ = ["__version__", *_HOMES]  # noqa: PLE0604 - all of them are strings
 
 
 def __getattr__(name: str) -> Any:

@@ -123,7 +123,7 @@ class MaskSet:
             return
         handles = self._hooks.setdefault(name, [])
         for site in self._groups[name].sites:
-            handles.extend(_PLACERS[site.kind](self._model, site, _Keep(site.axis, mask)))
+            handles.extend(PLACERS[site.kind](self._model, site, Keep(site.axis, mask)))
 
     def _lift(self, name: str) -> None:
         for handle in self._hooks.pop(name, []):
@@ -142,7 +142,7 @@ def _unmaskable(graph: DependencyGraph, name: str) -> str | None:
     return None
 
 
-class _Keep:
+class Keep:
     """A unit mask spread over a dimension, one copy per device and dtype."""
 
     def __init__(self, axis: Axis, mask: Tensor) -> None:
@@ -163,7 +163,7 @@ class _Keep:
         return self._copies[key].reshape(shape)
 
 
-def _mask_input(model: nn.Module, site: MaskSite, keep: _Keep) -> list[RemovableHandle]:
+def _mask_input(model: nn.Module, site: MaskSite, keep: Keep) -> list[RemovableHandle]:
     module = resolve_module(model, site.module)
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
@@ -183,7 +183,7 @@ def _first_keyword(module: nn.Module, kwargs: dict[str, Any]) -> str:
     return next(name for name, value in kwargs.items() if isinstance(value, Tensor))
 
 
-def _mask_weight(model: nn.Module, site: MaskSite, keep: _Keep) -> list[RemovableHandle]:
+def _mask_weight(model: nn.Module, site: MaskSite, keep: Keep) -> list[RemovableHandle]:
     """Masks the tensor named ``site.module``, and the low-rank factors that a LoRA layer adds to it."""
     slot = find_slot(model, site.module)
     layers = [layer for layer in adapter_layers(model, site.module) if not hasattr(layer, "parameter_name")]
@@ -195,7 +195,7 @@ def _mask_weight(model: nn.Module, site: MaskSite, keep: _Keep) -> list[Removabl
     return handles
 
 
-def _replace(module: nn.Module, slot: Slot, dim: int, keep: _Keep) -> list[RemovableHandle]:
+def _replace(module: nn.Module, slot: Slot, dim: int, keep: Keep) -> list[RemovableHandle]:
     """While ``module`` runs, ``slot`` holds parameter · mask; gradients reach the original parameter."""
     undo: list[Callable[[], None]] = []
 
@@ -213,7 +213,7 @@ def _replace(module: nn.Module, slot: Slot, dim: int, keep: _Keep) -> list[Remov
     ]
 
 
-def _swap(slot: Slot, dim: int, keep: _Keep) -> Callable[[], None]:
+def _swap(slot: Slot, dim: int, keep: Keep) -> Callable[[], None]:
     module, leaf = slot.module, slot.leaf
     if parametrize.is_parametrized(module, leaf):  # LoRA on a bare parameter is a parametrization
         chain: Any = module.parametrizations[leaf]  # type: ignore[index]
@@ -238,7 +238,7 @@ def _swap(slot: Slot, dim: int, keep: _Keep) -> Callable[[], None]:
 class _MaskParametrization(nn.Module):
     """A mask as the last link of a chain of parametrizations."""
 
-    def __init__(self, keep: _Keep, dim: int) -> None:
+    def __init__(self, keep: Keep, dim: int) -> None:
         super().__init__()
         self._mask = keep
         self._dim = dim
@@ -248,12 +248,12 @@ class _MaskParametrization(nn.Module):
         return weight * self._mask.like(weight, self._dim)
 
 
-def _mask_logits(model: nn.Module, site: MaskSite, keep: _Keep) -> list[RemovableHandle]:
+def _mask_logits(model: nn.Module, site: MaskSite, keep: Keep) -> list[RemovableHandle]:
     module = resolve_module(model, site.module)
-    running: list[_MaskCall] = []
+    running: list[MaskCall] = []
 
     def before(_module: nn.Module, _args: Any) -> None:
-        mode = _MaskCall(site, keep)
+        mode = MaskCall(site, keep)
         mode.__enter__()  # type: ignore[no-untyped-call]
         running.append(mode)
 
@@ -267,14 +267,14 @@ def _mask_logits(model: nn.Module, site: MaskSite, keep: _Keep) -> list[Removabl
     ]
 
 
-class _MaskCall(TorchFunctionMode):
+class MaskCall(TorchFunctionMode):
     """Sets removed units to -inf in the input of one call of one function.
 
     ``torch.softmax``, ``torch.nn.functional.softmax`` and ``Tensor.softmax`` are the same function; what they
     call inside is not seen, so each counts once.
     """
 
-    def __init__(self, site: MaskSite, keep: _Keep) -> None:
+    def __init__(self, site: MaskSite, keep: Keep) -> None:
         super().__init__()
         self._site = site
         self._mask = keep
@@ -299,7 +299,7 @@ class _MaskCall(TorchFunctionMode):
         return logits.masked_fill(self._mask.like(logits, self._site.dim) == 0, float("-inf"))
 
 
-_PLACERS: dict[str, Callable[[nn.Module, MaskSite, _Keep], list[RemovableHandle]]] = {
+PLACERS: dict[str, Callable[[nn.Module, MaskSite, Keep], list[RemovableHandle]]] = {
     "input": _mask_input,
     "weight": _mask_weight,
     "logits": _mask_logits,

@@ -16,7 +16,7 @@ from graphprune.importance.base import Criterion, Observation, Options, Signal
 class MagnitudeOptions(Options):
     """Options of :class:`Magnitude`."""
 
-    p: float = Field(2.0, gt=0, description="The norm: 1 for L1, 2 for L2.")
+    p: float = Field(1.0, gt=0, description="The norm: 1 for L1, 2 for L2.")
     aggregate: Aggregate = Field("sum", description="How the scores of a group's tensors are combined.")
 
 
@@ -24,7 +24,7 @@ class Magnitude(Criterion):
     """Pruning Filters for Efficient ConvNets, Li et al. 2017: units with large weights stay.
 
     ``I_u = Σ_{members} Σ_{w ∈ unit u} |w|^p``, the p-th power of the norm of everything that would be
-    removed, which ranks as the norm itself does. With another ``aggregate`` the inner sums are combined by
+    removed, which ranks as the norm itself does; the paper's own criterion is the default p = 1. With another ``aggregate`` the inner sums are combined by
     it. Every tensor counts: matrices, stacks of expert matrices, biases, norm weights, embeddings.
 
     https://arxiv.org/abs/1608.08710

@@ -10,7 +10,7 @@ from torch.utils.hooks import RemovableHandle
 
 from graphprune.errors import CriterionError
 from graphprune.graph import Axis, Group, MaskSite
-from graphprune.masking import _PLACERS, _Keep, _MaskCall
+from graphprune.masking import PLACERS, Keep, MaskCall
 from graphprune.names import resolve_module
 
 
@@ -87,7 +87,7 @@ class GateRecorder:
                 yield name, gate.grad
 
 
-class _Gate(_Keep):
+class _Gate(Keep):
     """A gate spread over a dimension; takes the place of a mask in :mod:`graphprune.masking`."""
 
     def __init__(self, axis: Axis, gate: Tensor) -> None:
@@ -105,7 +105,7 @@ class _Gate(_Keep):
         return spread.to(tensor.dtype).reshape(shape)
 
 
-class _GateCall(_MaskCall):
+class _GateCall(MaskCall):
     """Adds the logarithm of the gate where a mask would put -inf."""
 
     def _fill(self, logits: Tensor) -> Tensor:
@@ -121,7 +121,7 @@ def _place(model: nn.Module, site: MaskSite, gate: Tensor) -> list[RemovableHand
     spread = _Gate(site.axis, gate)
     if site.kind == "logits":
         return _on_logits(resolve_module(model, site.module), site, spread)
-    return _PLACERS[site.kind](model, site, spread)
+    return PLACERS[site.kind](model, site, spread)
 
 
 def _on_logits(module: nn.Module, site: MaskSite, gate: _Gate) -> list[RemovableHandle]:

@@ -1,4 +1,4 @@
-"""LoRA adapters on the layers that pruning touches, put on and merged with PEFT."""
+"""LoRA adapters on what pruning touches, put on and merged with PEFT."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -15,71 +16,88 @@ from transformers.pytorch_utils import Conv1D
 
 from graphprune.errors import SpecError
 from graphprune.graph import DependencyGraph, Group
-from graphprune.names import bare, plain, resolve_module
+from graphprune.names import bare, plain, resolve_module, resolve_tensor
 from graphprune.schema import Lora
 from graphprune.trace import trace
 
 log = logging.getLogger(__name__)
 
 
-def adaptable(
-    model: nn.Module, graph: DependencyGraph, groups: Iterable[Group], lora: Lora
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The modules to adapt, and the weights that cannot be adapted, in graph order.
+@dataclass(frozen=True)
+class Adaptable:
+    """What can carry adapters, in graph order.
 
-    A layer is adapted if it is a linear map (``nn.Linear``, quantised ones included, or the transposed
-    ``Conv1D``) and one of ``groups`` cuts its weight. Biases, norms and convolutions need no adapter. Left
-    out, and returned second, are matrices that other adapters would have to reach: parameters used without
-    a layer of their own (stacked expert weights), embeddings, and weights tied to another tensor, into
-    which an update cannot be merged.
+    Attributes:
+        modules: paths of linear layers.
+        stacks: names of three-dimensional parameters, one matrix per expert, that no layer of their own applies.
+        left: names of other pruned matrices, which cannot be adapted.
+    """
 
-    With ``lora.target_modules`` the linear layers whose names end in one of these are adapted instead,
-    whether pruned or not.
+    modules: tuple[str, ...]
+    stacks: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.modules or self.stacks)
+
+
+def adaptable(model: nn.Module, graph: DependencyGraph, groups: Iterable[Group], lora: Lora) -> Adaptable:
+    """What to adapt so that tuning reaches everything that ``groups`` cut.
+
+    Adapted are linear maps (``nn.Linear``, quantised ones included, and the transposed ``Conv1D``) and stacks of
+    expert matrices. Biases, norms and convolutions need no adapter. Left out are embeddings, router weights without a
+    layer, and weights tied to another tensor, into which an update cannot be merged.
+
+    With ``lora.target_modules`` the linear layers whose names end in one of these are adapted instead, whether
+    pruned or not.
     """
     if lora.target_modules is not None:
         endings = tuple(lora.target_modules)
-        chosen = [
-            name
-            for name, module in model.named_modules()
-            if _is_linear(module) and any(name == e or name.endswith(f".{e}") for e in endings)
-        ]
-        return tuple(chosen), ()
+        named = [name for name, module in model.named_modules() if _is_linear(module)]
+        return Adaptable(tuple(n for n in named if any(n == e or n.endswith(f".{e}") for e in endings)))
     tied = {*graph.tied, *graph.tied.values()}
     modules: dict[str, None] = {}
+    stacks: dict[str, None] = {}
     left: dict[str, None] = {}
-    for member in (m for g in groups for m in g.members):
-        path, _, leaf = member.tensor.rpartition(".")
-        linear = leaf == "weight" and _is_linear(resolve_module(model, path))
-        if linear and member.tensor not in tied:
+    for tensor in (m.tensor for g in groups for m in g.members):
+        path, _, leaf = tensor.rpartition(".")
+        ndim = len(graph.shapes.get(tensor, ()))
+        if tensor not in tied and leaf == "weight" and _is_linear(resolve_module(model, path)):
             modules[path] = None
-        elif len(graph.shapes.get(member.tensor, ())) in (2, 3):
-            left[member.tensor] = None
-    return tuple(modules), tuple(left)
+        elif tensor not in tied and ndim == 3 and isinstance(resolve_tensor(model, tensor), nn.Parameter):
+            stacks[tensor] = None
+        elif ndim > 1:
+            left[tensor] = None
+    return Adaptable(tuple(modules), tuple(stacks), tuple(left))
 
 
 def attach(model: nn.Module, graph: DependencyGraph, groups: Iterable[Group], lora: Lora) -> nn.Module:
-    """``model`` wrapped by PEFT with a fresh adapter on every layer that :func:`adaptable` names.
+    """``model`` wrapped by PEFT with a fresh adapter on everything that :func:`adaptable` names.
 
-    Base parameters are frozen by PEFT; B starts at zero, so the outputs do not change.
+    Base parameters are frozen by PEFT; B starts at zero, so the outputs do not change. PEFT adapts bare parameters
+    without dropout only, so where there are stacks of expert matrices, no adapter has dropout.
 
     Raises:
         SpecError: if there is nothing to adapt.
     """
     from peft import LoraConfig, get_peft_model
 
-    modules, left = adaptable(model, graph, tuple(groups), lora)
-    if not modules:
-        raise SpecError(_nothing(lora, left))
-    if left:
-        log.info("no adapters on %d pruned weights that are no linear layers, such as %s", len(left), left[0])
+    found = adaptable(model, graph, tuple(groups), lora)
+    if not found:
+        raise SpecError(_nothing(lora, found.left))
+    if found.left:
+        log.info("no adapters on %d pruned weights without a linear layer, such as %s", len(found.left), found.left[0])
+    if found.stacks and lora.dropout:
+        log.info("lora.dropout %g is left out: adapters on stacked expert weights have none", lora.dropout)
     config = LoraConfig(
         r=lora.r,
         lora_alpha=cast(Any, lora.alpha),
-        lora_dropout=lora.dropout,
+        lora_dropout=0.0 if found.stacks else lora.dropout,
         use_rslora=lora.use_rslora,
         # A regular expression of whole paths: PEFT takes names in a list for endings.
-        target_modules="|".join(re.escape(name) for name in modules),
-        fan_in_fan_out=any(isinstance(plain(resolve_module(model, m)), Conv1D) for m in modules),
+        target_modules="|".join(re.escape(name) for name in found.modules) if found.modules else [],
+        target_parameters=list(found.stacks) or None,
+        fan_in_fan_out=any(isinstance(plain(resolve_module(model, m)), Conv1D) for m in found.modules),
         task_type="CAUSAL_LM",
     )
     with warnings.catch_warnings():

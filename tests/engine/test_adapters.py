@@ -2,7 +2,14 @@ import pytest
 import torch
 from peft import PeftModel
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+)
 
 from graphprune.engine.adapters import adaptable, attach, merge
 from graphprune.errors import SpecError
@@ -93,14 +100,38 @@ def test_transposed_layers_are_adapted():
 def test_weights_without_a_linear_layer_are_named_and_left(llama):
     tensors = [("model.embed_tokens.weight", 1), ("model.norm.weight", 0), ("lm_head.weight", 1), *mlp(0)[:1]]
     graph = make_graph(llama, tensors, "hidden", tied={"lm_head.weight": "model.embed_tokens.weight"})
-    modules, left = adaptable(llama, graph, graph.groups, Lora())
-    assert modules == ("model.layers.0.mlp.gate_proj",)
-    assert left == ("model.embed_tokens.weight", "lm_head.weight")
+    found = adaptable(llama, graph, graph.groups, Lora())
+    assert found.modules == ("model.layers.0.mlp.gate_proj",)
+    assert found.stacks == ()
+    assert found.left == ("model.embed_tokens.weight", "lm_head.weight")
+
+
+def test_stacked_expert_weights_are_adapted_without_dropout(caplog):
+    config = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
+    model = MixtralForCausalLM(MixtralConfig(**config, intermediate_size=12, num_local_experts=4, vocab_size=31))
+    prefix = "model.layers.0.mlp."
+    tensors = [(prefix + "gate.weight", 0), (prefix + "experts.gate_up_proj", 0), (prefix + "experts.down_proj", 0)]
+    graph = make_graph(model, tensors, "moe.expert")
+    found = adaptable(model, graph, graph.groups, Lora())
+    assert found.modules == ()
+    assert found.stacks == (prefix + "experts.gate_up_proj", prefix + "experts.down_proj")
+    assert found.left == (prefix + "gate.weight",)
+    caplog.set_level("INFO")
+    wrapped = attach(model.eval(), graph, graph.groups, Lora(r=2)).eval()
+    assert "lora.dropout 0.05 is left out" in caplog.text
+    factors = [p for n, p in wrapped.named_parameters() if "lora_B" in n]
+    assert len(factors) == 2
+    for factor in factors:
+        nn.init.normal_(factor, std=0.1)
+    ids = torch.arange(8)[None]
+    with torch.no_grad():
+        before = wrapped(ids).logits
+        assert (merge(wrapped)(ids).logits - before).abs().max() < 1e-5
 
 
 def test_target_modules_replace_the_choice(llama):
     graph = make_graph(llama, mlp(0))
-    modules, _ = adaptable(llama, graph, graph.groups, Lora(target_modules=("o_proj", "1.mlp.up_proj")))
+    modules = adaptable(llama, graph, graph.groups, Lora(target_modules=("o_proj", "1.mlp.up_proj"))).modules
     assert len(modules) == 13
     assert "model.layers.1.mlp.up_proj" in modules
     assert "model.layers.11.mlp.up_proj" not in modules

@@ -23,9 +23,10 @@ class MagnitudeOptions(Options):
 class Magnitude(Criterion):
     """Pruning Filters for Efficient ConvNets, Li et al. 2017: units with large weights stay.
 
-    ``I_u = Σ_{members} Σ_{w ∈ unit u} |w|^p``, the p-th power of the norm of everything that would be
-    removed, which ranks as the norm itself does; the paper's own criterion is the default p = 1. With another ``aggregate`` the inner sums are combined by
-    it. Every tensor counts: matrices, stacks of expert matrices, biases, norm weights, embeddings.
+    ``I_u = Σ_{members} Σ_{w ∈ unit u} |w|^p``, the p-th power of the norm of everything that would be removed,
+    which ranks as the norm itself does; the paper's own criterion is the default p = 1. With another ``aggregate``
+    the inner sums are combined by it. Every tensor counts: matrices, stacks of expert matrices, biases, norm
+    weights, embeddings.
 
     https://arxiv.org/abs/1608.08710
     """

@@ -1,4 +1,4 @@
-"""Models for the verbs: their structure without weights."""
+"""Models for the verbs: their structure without weights, and what a written folder says about itself."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from graphprune.checkpoint import load
+from graphprune.checkpoint.manifest import MANIFEST, Manifest
 from graphprune.errors import CheckpointError
 from graphprune.graph import DependencyGraph
 from graphprune.trace import trace
@@ -21,6 +23,8 @@ def graph_of(name: str, *, trust_remote_code: bool = False) -> DependencyGraph:
         CheckpointError: if there is no such checkpoint, or its config cannot be read or built.
     """
     check_name(name)
+    if (Path(name) / MANIFEST).is_file():
+        return trace(load(name, verify=False))  # its config may be that of the unpruned model
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
         with torch.device("meta"):
@@ -46,3 +50,12 @@ def _no_model(name: str, error: Exception) -> str:
     found = "a folder" if Path(name).is_dir() else "no such folder"
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return f"expected a decoder as a hub id or a local folder, got '{name}' ({found}): {reason}"
+
+
+def told(folder: Path) -> list[str]:
+    """What a folder that was just written says about itself: how to load it, and why not otherwise."""
+    manifest = Manifest.read(folder)
+    lines = [f"wrote {folder}; load it with:", f"    {manifest.load}"]
+    if manifest.why_not_hf:
+        lines.insert(0, f"note: not a stock checkpoint, because {manifest.why_not_hf}")
+    return lines

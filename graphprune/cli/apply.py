@@ -1,0 +1,39 @@
+"""``graphprune apply``: a plan made earlier, applied to a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from graphprune.cli.console import out, working
+from graphprune.cli.options import DType, Model, Out, Precision, Trust
+
+
+def command(
+    model: Model,
+    plan: Annotated[Path, typer.Argument(metavar="PLAN", help="A plan.json, as prune writes it.")],
+    folder: Out,
+    dtype: Precision = DType.AUTO,
+    trust_remote_code: Trust = False,
+) -> None:
+    """Remove from MODEL exactly what PLAN names and write the smaller model to a new folder."""
+    from graphprune.checkpoint import check_output_folder, load_model, save
+    from graphprune.cli.models import told
+    from graphprune.plan import PrunePlan
+    from graphprune.reshape import reshape
+    from graphprune.trace import trace
+
+    wanted = PrunePlan.load(plan)
+    check_output_folder(folder)
+    with working(f"loading {model}"):
+        loaded, tokenizer = load_model(model, dtype=dtype.value, trust_remote_code=trust_remote_code)
+    graph = trace(loaded)
+    wanted.check(graph)
+    before = loaded.num_parameters()
+    with working(f"writing {folder}"):
+        save(reshape(loaded, wanted, graph), folder, tokenizer=tokenizer)
+    out().print(f"{wanted}: {before:,} -> {loaded.num_parameters():,} parameters")
+    for line in told(folder):
+        out().print(line)

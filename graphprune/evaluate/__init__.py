@@ -1,0 +1,5 @@
+"""Judging a model: perplexity as the literature measures it."""
+
+from graphprune.evaluate.perplexity import perplexity
+
+__all__ = ["perplexity"]

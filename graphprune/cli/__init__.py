@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typer
 
-from graphprune.cli import apply, init, schema, trace, validate
+from graphprune.cli import apply, eval, init, schema, trace, validate  # noqa: A004 - a verb
 from graphprune.cli.console import Verbs
 
 app = typer.Typer(
@@ -21,7 +21,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for _verb in (trace, init, validate, apply, schema):
+for _verb in (trace, init, validate, apply, eval, schema):
     app.command(_verb.__name__.rsplit(".", 1)[-1])(_verb.command)
 
 

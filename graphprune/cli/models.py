@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from graphprune.checkpoint import load
 from graphprune.checkpoint.manifest import MANIFEST, Manifest
-from graphprune.errors import CheckpointError
+from graphprune.errors import CheckpointError, DataError, GraphPruneError
 from graphprune.graph import DependencyGraph
 from graphprune.trace import trace
 
@@ -59,3 +59,30 @@ def told(folder: Path) -> list[str]:
     if manifest.why_not_hf:
         lines.insert(0, f"note: not a stock checkpoint, because {manifest.why_not_hf}")
     return lines
+
+
+def check_file(file: Path) -> None:
+    """Refuses a text file that is not there, before a model is loaded for it.
+
+    Raises:
+        DataError: if there is no such file.
+    """
+    if not file.is_file():
+        raise DataError(f"no text file at {file} (relative paths start at the working directory {Path.cwd()})")
+
+
+def device_of(name: str | None) -> torch.device:
+    """The device of that name; without one the accelerator, if there is any, else the CPU.
+
+    Raises:
+        GraphPruneError: if there is no such device here.
+    """
+    if name is None:
+        return torch.accelerator.current_accelerator() or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise GraphPruneError(f"--device: expected a device of this machine, got '{name}': {reason}") from None
+    return device

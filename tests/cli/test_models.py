@@ -1,9 +1,10 @@
 """Structures of checkpoints."""
 
 import pytest
+import torch
 
-from graphprune.cli.models import check_name, graph_of
-from graphprune.errors import CheckpointError
+from graphprune.cli.models import check_file, check_name, device_of, graph_of
+from graphprune.errors import CheckpointError, DataError, GraphPruneError
 
 
 def test_a_graph_needs_the_config_only(tiny, tmp_path):
@@ -18,7 +19,7 @@ def test_a_folder_without_a_config_is_refused(tmp_path):
 
 
 def test_a_config_of_something_else_is_refused(tmp_path):
-    (tmp_path / "config.json").write_text('{"model_type": "clip"}')
+    (tmp_path / "config.json").write_text('{"model_type": "nothing-known"}')
     with pytest.raises(CheckpointError, match="expected a decoder"):
         graph_of(str(tmp_path))
 
@@ -32,3 +33,16 @@ def test_a_path_is_not_looked_up_on_the_hub(name):
 @pytest.mark.parametrize("name", ["gpt2", "some/model", "."])
 def test_a_hub_id_may_be(name):
     check_name(name)
+
+
+def test_devices_are_those_of_this_machine():
+    assert device_of("cpu") == torch.device("cpu")
+    assert device_of(None).type in {"cpu", "cuda", "mps", "xpu"}
+    for name in ("nope", "cuda:99", "meta:x"):
+        with pytest.raises(GraphPruneError, match=f"expected a device of this machine, got '{name}'"):
+            device_of(name)
+
+
+def test_a_text_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(DataError, match="no text file at"):
+        check_file(tmp_path)

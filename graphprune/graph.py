@@ -119,6 +119,9 @@ class Group(Value):
         exact: whether removing a unit gives the same outputs as silencing it.
         inexact_reason: why not, where ``exact`` is False.
         frozen: None, or the reason why the group must not be pruned.
+        minimum: how many units must stay at least.
+        norms: scales of root-mean-square norms over the axis, which are multiplied by √(all/kept) when units go
+            (the mean of squares is taken over fewer entries; the removed ones were zero).
     """
 
     name: str
@@ -131,6 +134,7 @@ class Group(Value):
     inexact_reason: str | None = None
     frozen: str | None = None
     minimum: int = 1
+    norms: tuple[str, ...] = ()
 
     @property
     def consumers(self) -> tuple[Member, ...]:

@@ -14,7 +14,7 @@ from graphprune.names import resolve_module
 from graphprune.plan import PrunePlan
 from graphprune.reshape.adapters import Slot, adapter_layers, adapter_slots, find_slot, update_features
 from graphprune.reshape.constants import constant_cuts, install
-from graphprune.reshape.cut import Cuts, cut_tensor, plan_cuts
+from graphprune.reshape.cut import Cuts, cut_tensor, norm_scales, plan_cuts
 from graphprune.reshape.history import NOT_SETTLED, Step, history_of, remember
 from graphprune.reshape.rules import rule_edits
 from graphprune.reshape.sizes import follow_sizes
@@ -40,6 +40,7 @@ class _Edit:
     tensor: torch.Tensor
     slots: list[Slot]
     dims: dict[int, torch.Tensor] = field(default_factory=dict)
+    scale: float = 1.0
 
     def narrow(self, dim: int, kept: torch.Tensor) -> None:
         self.dims[dim] = kept if dim not in self.dims else kept[torch.isin(kept, self.dims[dim])]
@@ -67,6 +68,9 @@ def _cut_model(model: nn.Module, graph: DependencyGraph, plan: PrunePlan) -> lis
     cuts = plan_cuts(graph, plan)
     history = history_of(model).then(Step(graph, plan))
     edits = _collect(model, graph, cuts)
+    scales = norm_scales(graph, plan, cuts)
+    for edit in edits:
+        edit.scale = scales.get(edit.name, 1.0)
     edit_rules = rule_edits(model, graph, plan)
     constants = constant_cuts(graph, plan)
     for path, _ in constants:
@@ -157,6 +161,8 @@ def _places(model: nn.Module) -> dict[int, list[Slot]]:
 def _apply(edit: _Edit) -> Replacement:
     old = edit.tensor
     new: Any = cut_tensor(old.detach(), edit.dims)
+    if edit.scale != 1.0:
+        new = new * edit.scale
     if isinstance(old, nn.Parameter):
         new = nn.Parameter(new, requires_grad=old.requires_grad)
         if old.grad is not None:

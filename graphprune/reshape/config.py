@@ -62,7 +62,7 @@ def find_stock_config(model: nn.Module, history: History) -> StockConfig:
     if shapes is None:
         return StockConfig(reason=f"{type(base).__name__} cannot be built from the config of the unpruned model")
     target = _target(shapes, history.steps)
-    why = "no config of this class gives the pruned shapes; the class derives or checks a size that was pruned"
+    why = "no config of this class describes the result; the class derives or checks a size that was pruned"
     objections = []
     for changes in itertools.islice(_solutions(search, history, shapes, target), _MOST_CHECKS):
         config = search.config(changes)
@@ -70,7 +70,7 @@ def find_stock_config(model: nn.Module, history: History) -> StockConfig:
         if not objection:
             return StockConfig(config, changes)
         objections.append(objection)
-    return StockConfig(reason=next(iter(objections), why))
+    return StockConfig(reason=f"{why} ({objections[0]})" if objections else why)
 
 
 def settle_config(model: nn.Module) -> str:

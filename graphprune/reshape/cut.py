@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -44,6 +45,16 @@ def plan_cuts(graph: DependencyGraph, plan: PrunePlan) -> Cuts:
     if empty:
         raise ReshapeError(f"the plan leaves nothing of {', '.join(empty)}. Keep at least one unit.")
     return {t: {d: torch.nonzero(mask).flatten() for d, mask in dims.items()} for t, dims in stays.items()}
+
+
+def norm_scales(graph: DependencyGraph, plan: PrunePlan, cuts: Cuts) -> dict[str, float]:
+    """By what the scale of each root-mean-square norm over a cut axis is multiplied: √(all / kept).
+
+    The norm divides by √(Σx²/n). With the removed entries silent, Σx² stays while n falls to n', so the quotient
+    shrinks by √(n'/n); the scale γ·√(n/n') gives the old output back, up to the norm's epsilon.
+    """
+    names = {name for group, units in plan.removed.items() if units for name in graph.by_name[group].norms}
+    return {name: math.sqrt(graph.shapes[name][0] / len(cuts[name][0])) for name in sorted(names)}
 
 
 def cut_tensor(tensor: torch.Tensor, dims: Mapping[int, torch.Tensor]) -> torch.Tensor:

@@ -20,8 +20,8 @@ def reshape(model: Model, plan: PrunePlan, graph: DependencyGraph | None = None)
 
     For groups that are ``exact`` the result gives the outputs of the masked model to rounding. Where a config of the
     model's own class describes the result, the model's config is set to it and the model can be saved as a plain
-    checkpoint; otherwise :func:`graphprune.save` writes one that :func:`graphprune.load` reads. Groups whose units lie
-    under a norm are cut as they are.
+    checkpoint; otherwise :func:`graphprune.save` writes one that :func:`graphprune.load` reads. Where units lie
+    under a root-mean-square norm, its scale is corrected.
 
     Args:
         model: a transformers model, bare or wrapped with LoRA adapters, which are cut alike. Optimizers hold the old

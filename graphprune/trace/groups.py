@@ -143,8 +143,9 @@ def _common_path(paths: list[str]) -> str:
 
 def _group(tracer: Tracer, draft: Draft) -> Group:
     flags = frozenset(draft.atom.flags)
-    sites = _sites(tracer, draft)
-    reason = inexact_reason(draft.role, flags)
+    norms = _norms(tracer, draft)
+    sites = _sites(tracer, draft) + _producers(draft, norms)
+    reason = inexact_reason(draft.role, flags, bool(norms))
     layers = draft.layers
     return Group(
         name=draft.name,
@@ -153,10 +154,36 @@ def _group(tracer: Tracer, draft: Draft) -> Group:
         size=draft.atom.size,
         members=tuple(draft.members),
         sites=sites,
+        norms=norms,
         exact=reason is None,
         inexact_reason=reason,
         frozen=_frozen(tracer, draft, sites),
         minimum=max([1, *(n for e, n in tracer.minimums if draft.atom in atoms(e))]),
+    )
+
+
+def _norms(tracer: Tracer, draft: Draft) -> tuple[str, ...]:
+    """The scales of the root-mean-square norms over this axis; empty unless every norm has one."""
+    if draft.role not in PRUNABLE or "averaged" in draft.atom.flags:
+        return ()
+    scales: list[str] = []
+    for expr, module in tracer.mean_squares:
+        if draft.atom in atoms(expr):
+            own = [m.tensor for m in draft.members if m.tensor.rpartition(".")[0] == module]
+            if len(own) != 1 or len(tracer.parameters[own[0]]) != 1 or own[0] in tracer.shifted:
+                return ()
+            scales.extend(own)
+    return tuple(scales)
+
+
+def _producers(draft: Draft, norms: tuple[str, ...]) -> tuple[MaskSite, ...]:
+    """Under a norm, units must be silent before it: the slices that write them are masked too."""
+    if not norms:
+        return ()
+    writers = [m for m in draft.members if not m.consumes and m.tensor not in norms]
+    return tuple(
+        MaskSite(kind="weight", module=m.tensor, dim=m.dim, axis=Axis(size=m.size, length=m.length, blocks=m.blocks))
+        for m in writers
     )
 
 

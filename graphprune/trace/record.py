@@ -34,6 +34,7 @@ class Info:
         scope: path of the module in whose forward the tensor was made.
         uniform: a constant whose elements are all alike (zeros, ones, full), so that any slice of it is right.
         source: serial number of the tensor this one is a view of with the same last dimension.
+        squared: whether this is the square of an activation, so that its mean is a mean square.
         selected: whether an integer tensor results from choosing positions by activation (top-k, arg-max).
     """
 
@@ -44,6 +45,7 @@ class Info:
     scope: str = ""
     uniform: bool = False
     source: int | None = None
+    squared: bool = False
     selected: bool = False
 
 

@@ -63,9 +63,14 @@ def role_of(seen: Evidence) -> str:
     return "rank" if seen.feeds_attention else "mlp.channel"
 
 
-def inexact_reason(role: str, flags: frozenset[str]) -> str | None:
-    """Why removing a unit is not the same as silencing it, or None where it is the same."""
-    if "averaged" in flags:
+def inexact_reason(role: str, flags: frozenset[str], scales: bool = False) -> str | None:
+    """Why removing a unit is not the same as silencing it, or None where it is the same.
+
+    ``scales`` says that every norm over the axis has a scale that can be corrected.
+    """
+    if "mean_square" in flags and "averaged" not in flags and scales:
+        return "a root-mean-square norm runs over this axis; its scale is corrected, which leaves the norm's epsilon"
+    if flags & {"averaged", "mean_square"}:
         return "a norm or mean is taken over this axis, so removing units changes it for those that stay"
     if role != "moe.expert" and flags & {"summed", "softmax", "chosen"}:
         return "the axis is reduced without a weight, so a silenced unit still counts"

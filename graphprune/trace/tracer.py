@@ -69,6 +69,8 @@ class Tracer:
     frozen: list[tuple[Expr, str]] = field(default_factory=list)
     minimums: list[tuple[Expr, int]] = field(default_factory=list)
     valued: list[tuple[Expr, str]] = field(default_factory=list)
+    mean_squares: list[tuple[Expr, str]] = field(default_factory=list)
+    shifted: set[str] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
     stack: list[ModuleFrame] = field(default_factory=list)
 

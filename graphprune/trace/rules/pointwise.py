@@ -38,10 +38,25 @@ def pointwise(call: Call) -> None:
     if call.name in KEEPS_VALUES:
         values = next((call.info(t).values for t in integers if call.info(t).values is not None), None)
     selected = any(call.info(t).selected for t in integers)
+    _note_shift(call, tensors)
     for position, output in enumerate(call.outputs):
         dims = broadcast(call, output.shape, tensors)
         source = call.info(tensors[0]).source if call.name in ("_to_copy", "clone", "detach", "alias") else None
-        call.put(dims, output=position, values=values, selected=selected, source=source)
+        call.put(
+            dims, output=position, values=values, selected=selected, source=source, squared=_squares(call, tensors)
+        )
+
+
+def _squares(call: Call, tensors: list[torch.Tensor]) -> bool:
+    if call.name == "mul":
+        return len(tensors) == 2 and tensors[0] is tensors[1]
+    return call.name == "square" or (call.name == "pow" and call.get("exponent") == 2)
+
+
+def _note_shift(call: Call, tensors: list[torch.Tensor]) -> None:
+    """A weight to which a number is added (1 + scale) does not scale by being scaled."""
+    if call.name in ("add", "sub", "rsub") and len(tensors) == 1:
+        call.tracer.shifted |= call.info(tensors[0]).params
 
 
 @rule("clone", "_to_copy", "detach", "alias", "lift_fresh", "lift_fresh_copy", "masked_fill", "contiguous",

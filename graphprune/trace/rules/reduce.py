@@ -20,11 +20,19 @@ def reduce_dims(call: Call) -> None:
     gone = {positive(d, tensor.ndim) for d in chosen}
     if info.kind is not Kind.CONSTANT:
         for d in gone:
-            _flag(info.dims[d], "summed" if call.name in SUMS else "averaged")
+            if info.squared and call.name == "mean":
+                call.tracer.mean_squares.append((info.dims[d], call.tracer.where))
+            _flag(info.dims[d], _mark(call.name, info.squared))
     keep = bool(call.get("keepdim", False))
     dims = [UNIT if d in gone else e for d, e in enumerate(info.dims) if keep or d not in gone]
     for i in range(len(call.outputs)):
         call.put(dims, output=i)
+
+
+def _mark(name: str, squared: bool) -> str:
+    if name in SUMS:
+        return "summed"
+    return "mean_square" if squared and name == "mean" else "averaged"
 
 
 @rule("max", "min", "argmax", "argmin", "mode", "median", "kthvalue")

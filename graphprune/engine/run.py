@@ -1,0 +1,248 @@
+"""``gp.prune``: the whole run, from a model and a spec to a smaller model, its report, and a folder that is proved."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from graphprune import validate
+from graphprune.checkpoint import check_output_folder, load_model, save, verify_folder
+from graphprune.checkpoint.manifest import library_versions
+from graphprune.checkpoint.save import _load_line as load_line
+from graphprune.engine.data import Blocks, example, fingerprint
+from graphprune.engine.documents import TrainData
+from graphprune.engine.modes import Job, Outcome, run_mode
+from graphprune.engine.prepare import Sequences, check_fits, prepare
+from graphprune.engine.pruner import PruneEvent
+from graphprune.errors import SpecError
+from graphprune.evaluate import perplexity
+from graphprune.graph import DependencyGraph
+from graphprune.names import bare
+from graphprune.plan import PrunePlan
+from graphprune.report import Report, StageClock, measure
+from graphprune.reshape.history import history_of
+from graphprune.schema import PruneSpec
+from graphprune.specfile import load_spec
+from graphprune.trace import trace
+
+#: Tokens of the sequence by which a written folder is compared with the model in memory.
+_PROOF_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class PruneResult:
+    """What :func:`prune` gives back.
+
+    Attributes:
+        model: the smaller model, in evaluation mode.
+        plan: the units that are gone, in terms of ``graph``.
+        graph: the dependency graph of the model as it came.
+        report: sizes, perplexities, times, and everything to repeat the run.
+        scores: what the units were chosen by; float32 of shape ``(size,)`` by group name.
+        events: when units went, in a joint run.
+        log: the Trainer's log lines.
+    """
+
+    model: nn.Module
+    plan: PrunePlan
+    graph: DependencyGraph
+    report: Report
+    scores: dict[str, torch.Tensor] = field(repr=False)
+    events: tuple[PruneEvent, ...] = ()
+    log: tuple[dict[str, float], ...] = field(default=(), repr=False)
+
+
+def prune(
+    model: nn.Module | str | os.PathLike[str],
+    spec: PruneSpec | Mapping[str, Any] | str | os.PathLike[str],
+    *,
+    train_data: TrainData | None = None,
+    tokenizer: Any = None,
+    evaluation: TrainData | None = None,
+    output: str | os.PathLike[str] | None = None,
+    graph: DependencyGraph | None = None,
+    progress: bool = True,
+) -> PruneResult:
+    """Prunes a model as a spec says: trace, score and train, cut, merge, measure, save, verify.
+
+    What can be refused is refused before anything is computed. The same call on the same machine gives the same plan.
+    Checkpoints given as a name are only read. Nothing is written but ``output``, which appears whole or not at all,
+    whenever the run is broken off.
+
+    Args:
+        model: a transformers model, changed in place; or a folder or Hub id, loaded to the accelerator if there is
+            one.
+        spec: a spec, its file, a recipe, or a dictionary.
+        train_data: text or token ids to train and calibrate on, instead of the spec's ``data``: a file, a list of
+            documents, a list of lists of token ids, or a torch data set of examples with ``input_ids``.
+        tokenizer: for text; that of the checkpoint by default, where ``model`` is a name.
+        evaluation: text or token ids to measure perplexity on, instead of the spec's ``data.evaluation``; by default
+            a part of the training text that is held out.
+        output: a new folder for the pruned model, its tokenizer, plan and report. A fresh process loads it and
+            compares logits before this function returns.
+        graph: the model's dependency graph, if it is at hand.
+        progress: whether to draw progress on the standard error stream.
+
+    Raises:
+        SpecError: the spec is malformed, or does not fit the model.
+        DataError: text is missing, or too short for one batch.
+        NonFiniteError: training diverged; names the group and the step.
+        CheckpointError: the model cannot be read, ``output`` is not empty, or what was written fails its proof.
+    """
+    spec = load_spec(spec)
+    if output is not None:
+        check_output_folder(output)
+    run = _Run(spec, tokenizer, progress)
+    run.open(model)
+    run.read(train_data, evaluation, graph)
+    outcome = run.compute()
+    if output is not None:
+        run.write(outcome, output)
+    assert run.graph is not None
+    return PruneResult(
+        outcome.model, outcome.plan, run.graph, run.report(), outcome.scores, outcome.events, outcome.log
+    )
+
+
+class _Run:
+    """The state of one call of :func:`prune`; its methods are the parts of the run, in order."""
+
+    def __init__(self, spec: PruneSpec, tokenizer: Any, progress: bool) -> None:
+        self.spec = spec
+        self.tokenizer = tokenizer
+        self.progress = progress
+        self.clock = StageClock()
+        self.graph: DependencyGraph | None = None
+        self.sequences = Sequences(None, None)
+        self._model: nn.Module | None = None
+        self._facts: dict[str, Any] = {}
+        self._notes: list[str] = []
+
+    @property
+    def model(self) -> nn.Module:
+        assert self._model is not None, "open() comes first"
+        return self._model
+
+    def open(self, model: nn.Module | str | os.PathLike[str]) -> None:
+        if isinstance(model, nn.Module):
+            self._model = model
+            config = getattr(model, "config", None)
+            self._facts["model"] = getattr(config, "_name_or_path", "") or type(model).__name__
+        else:
+            with self.clock.stage("load"):
+                device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+                self._model, found = load_model(model, device=device)
+            self.tokenizer = self.tokenizer if self.tokenizer is not None else found
+            self._facts["model"] = os.fspath(model)
+        if bare(self.model) is not self.model:
+            raise SpecError(
+                f"model: expected a bare model, got a {type(self.model).__name__} around one. "
+                "Merge its adapters first (merge_and_unload); the run attaches and merges its own."
+            )
+
+    def read(self, train_data: TrainData | None, evaluation: TrainData | None, graph: DependencyGraph | None) -> None:
+        """Everything that can be found out before computing, and the measures of the model as it came."""
+        with self.clock.stage("trace"):
+            self.graph = graph if graph is not None else trace(self.model)
+        self._notes += validate.check(self.spec, self.graph)
+        with self.clock.stage("read text"):
+            self.sequences = prepare(self.spec, self.tokenizer, train_data, evaluation)
+            check_fits(self.sequences, self.model, self.spec)
+        if self.sequences.train is not None:
+            self._facts["data_fingerprint"] = fingerprint(self.sequences.train)
+        self._facts["before"] = measure(self.model)
+        self._judge("perplexity_before", self.model)
+
+    def compute(self) -> Outcome:
+        assert self.graph is not None
+        job = Job(
+            model=self.model,
+            graph=self.graph,
+            spec=self.spec,
+            data=self.sequences.train,
+            stage=self.clock.stage,
+            measure=lambda pruned: self._judge("perplexity_pruned", pruned),
+            progress=self.progress,
+        )
+        outcome = run_mode(job)
+        outcome.model.eval()
+        if self.spec.training.mode != "none":
+            self._judge("perplexity_tuned", outcome.model)
+        history = history_of(outcome.model)
+        self._facts["after"] = measure(outcome.model)
+        self._facts["plan"] = outcome.plan.summary()
+        self._facts["tier"] = "hf" if history.stock else "graphprune"
+        self._notes += outcome.plan.notes
+        if not history.stock and "hf" in self.spec.export.targets:
+            self._notes.append(f"does not load with stock from_pretrained: {history.why_not}")
+        return outcome
+
+    def write(self, outcome: Outcome, output: str | os.PathLike[str]) -> None:
+        folder = check_output_folder(output)
+        self._facts["load"] = load_line(folder, self._facts["tier"])
+        merged = self.spec.export.merge_lora
+        with self.clock.stage("save"):
+            save(
+                outcome.model,
+                folder,
+                tokenizer=self.tokenizer,
+                plan=outcome.plan,
+                report=self.report(),
+                merge_lora=merged,
+            )
+        with self.clock.stage("verify"):
+            ids = self._proof_ids()
+            bases: AbstractContextManager[Any] = (
+                nullcontext() if bare(outcome.model) is outcome.model else cast(Any, outcome.model).disable_adapter()
+            )
+            with torch.no_grad(), bases:
+                logits = outcome.model(input_ids=ids.to(_device(outcome.model))).logits
+            distance = verify_folder(folder, ids, logits)
+        self._notes.append(f"a fresh process loads the folder; logits differ by at most {distance:.2g}")
+
+    def report(self) -> Report:
+        """The report as far as the run has come."""
+        return Report(
+            **self._facts,
+            evaluation=self._evaluation_note(),
+            stages=self.clock.stages,
+            spec=self.spec.model_dump(mode="json"),
+            versions=library_versions(),
+            seed=self.spec.seed,
+            notes=tuple(dict.fromkeys(self._notes)),
+        )
+
+    def _judge(self, name: str, model: nn.Module) -> None:
+        if self.sequences.evaluation is None:
+            return
+        with self.clock.stage("evaluate"):
+            self._facts[name] = perplexity(
+                model,
+                None,
+                self.sequences.evaluation.ids,
+                length=self.spec.training.sequence_length,
+                batch_size=self.spec.training.micro_batch,
+            )
+
+    def _evaluation_note(self) -> str:
+        length = self.spec.training.sequence_length
+        return f"{self.sequences.note}, segments of {length} tokens" if self.sequences.evaluation is not None else ""
+
+    def _proof_ids(self) -> torch.Tensor:
+        """Real tokens where there are some; shape (1, up to 64)."""
+        data = self.sequences.evaluation if self.sequences.evaluation is not None else self.sequences.train
+        if data is None:
+            count = min(_PROOF_TOKENS, cast(Any, bare(self.model)).get_input_embeddings().weight.shape[0])
+            return torch.arange(count)[None]
+        row = data.ids[0] if isinstance(data, Blocks) else example(data[0])["input_ids"]
+        return row[None, :_PROOF_TOKENS]
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device

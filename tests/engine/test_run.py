@@ -1,0 +1,228 @@
+"""gp.prune from end to end."""
+
+import hashlib
+
+import pytest
+import torch
+from torch.utils.data import StackDataset
+from transformers import AutoModelForCausalLM
+
+import graphprune
+from graphprune.checkpoint import load, save, verify_folder
+from graphprune.engine import run as run_module
+from graphprune.engine.pruner import Pruner
+from graphprune.engine.run import prune
+from graphprune.errors import CheckpointError, DataError, SpecError
+from graphprune.plan import PrunePlan
+from graphprune.report import Report
+
+# Of 4 heads 2: a stock config must divide the hidden size by the number of query heads.
+TARGETS = [{"role": "attention.group", "count": 2}, {"role": "mlp.channel", "ratio": 0.25}]
+
+
+def make_spec(mode="joint", targets=TARGETS, **rest):
+    training = {"mode": mode, "steps": 4, "batch_size": 4, "sequence_length": 16, "learning_rate": 1e-2}
+    return {
+        "targets": targets,
+        "criterion": {"name": "lora", "average": 0.5},
+        "training": training,
+        "schedule": {"every": 1, "warmup": 0.0, "cooldown": 0.3},
+        **rest,
+    }
+
+
+@pytest.fixture
+def tokens() -> torch.Tensor:
+    """Token ids of shape (80, 16)."""
+    return torch.randint(0, 61, (80, 16), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def checkpoint(llama, tmp_path):
+    llama.save_pretrained(tmp_path / "original")
+    return tmp_path / "original"
+
+
+@pytest.fixture(autouse=True)
+def _proof_in_this_process(monkeypatch):
+    """The same proof as verify_folder gives, without the seconds that a fresh process takes to start."""
+
+    def verify(folder, input_ids, expected_logits):
+        with torch.no_grad():
+            distance = (load(folder)(input_ids).logits - expected_logits).abs().max().item()
+        assert distance < 1e-5
+        return distance
+
+    monkeypatch.setattr(run_module, "verify_folder", verify)
+
+
+def digests(folder):
+    return {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in folder.iterdir()}
+
+
+@pytest.mark.slow  # each starts a fresh process, which imports everything
+@pytest.mark.parametrize("mode", ["joint", "separate", "none"])
+def test_a_fresh_process_proves_what_was_written(mode, llama, tokens, tmp_path, monkeypatch):
+    monkeypatch.setattr(run_module, "verify_folder", verify_folder)
+    result = prune(llama, make_spec(mode), train_data=tokens, output=tmp_path / "small", progress=False)
+    assert "a fresh process loads the folder; logits differ by at most 0" in result.report.notes
+
+
+@pytest.mark.slow
+def test_a_folder_that_fails_its_proof_is_said(llama, tokens, tmp_path, monkeypatch):
+    def spoiled(model, folder, **options):
+        with torch.no_grad():
+            model.model.norm.weight.mul_(2.0)
+            save(model, folder, **options)
+            model.model.norm.weight.div_(2.0)
+
+    monkeypatch.setattr(run_module, "verify_folder", verify_folder)
+    monkeypatch.setattr(run_module, "save", spoiled)
+    with pytest.raises(CheckpointError, match="gives other logits in a fresh process"):
+        prune(llama, make_spec("none"), train_data=tokens, output=tmp_path / "small", progress=False)
+
+
+@pytest.mark.parametrize("mode", ["joint", "separate", "none"])
+def test_from_folder_to_folder(mode, checkpoint, tokens, tmp_path, graph):
+    before = digests(checkpoint)
+    result = prune(checkpoint, make_spec(mode), train_data=tokens, output=tmp_path / "small", progress=False)
+    assert digests(checkpoint) == before
+    assert result.plan.fingerprint == graph.fingerprint == result.graph.fingerprint
+    assert {len(units) for units in result.plan.removed.values()} == {2, 6}
+    assert PrunePlan.load(tmp_path / "small" / "plan.json").removed == result.plan.removed
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path / "small")
+    with torch.no_grad():
+        assert torch.equal(stock(tokens[:2]).logits, result.model(tokens[:2]).logits)
+    assert not result.model.training
+
+
+def test_the_report_tells_the_whole_run(checkpoint, tokens, tmp_path):
+    result = prune(checkpoint, make_spec(seed=3), train_data=tokens, output=tmp_path / "small", progress=False)
+    report = result.report
+    written = Report.read(tmp_path / "small" / "report.json")
+    assert report.model == str(checkpoint)
+    assert report.after.parameters == sum(p.numel() for p in result.model.parameters())
+    assert report.after.parameters < report.before.parameters
+    assert None not in (report.perplexity_before, report.perplexity_pruned, report.perplexity_tuned)
+    assert report.evaluation == "4 sequences held out of train_data, segments of 16 tokens"
+    assert [stage.name for stage in report.stages] == [
+        "load",
+        "trace",
+        "read text",
+        "evaluate",
+        "train",
+        "evaluate",
+        "reshape",
+        "merge",
+        "evaluate",
+        "save",
+        "verify",
+    ]
+    assert report.spec["criterion"]["average"] == 0.5
+    assert report.plan["mlp.channel"] == {"groups": 3, "removed": 18, "of": 72}
+    assert (report.seed, report.tier, len(report.data_fingerprint)) == (3, "hf", 64)
+    assert (
+        written.load == report.load == f"model = transformers.AutoModelForCausalLM.from_pretrained('{tmp_path}/small')"
+    )
+    assert written.perplexity_tuned == report.perplexity_tuned
+    assert any("a fresh process loads the folder" in note for note in report.notes)
+
+
+def test_the_same_command_twice_gives_the_same_plan_and_weights(checkpoint, tokens):
+    first, second = (prune(checkpoint, make_spec(), train_data=tokens, progress=False) for _ in range(2))
+    assert first.plan == second.plan
+    assert first.report.perplexity_tuned == second.report.perplexity_tuned
+    for a, b in zip(first.model.parameters(), second.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_perplexities_are_those_of_the_models_they_name(llama, tokens):
+    original = graphprune.report.measure(llama)
+    result = prune(llama, make_spec("none"), train_data=tokens, evaluation=tokens[:8], progress=False)
+    assert result.model is llama
+    with torch.no_grad():
+        loss = llama(tokens[:8], labels=tokens[:8]).loss
+    assert result.report.perplexity_pruned == pytest.approx(float(loss.exp()), rel=1e-5)
+    assert result.report.perplexity_tuned is None
+    assert result.report.before == original
+
+
+def test_layers_of_different_sizes_load_with_graphprune(llama, tokens, tmp_path):
+    spec = make_spec("none", [{"role": "mlp.channel", "ratio": 0.5, "layers": "1:"}])
+    result = prune(llama, spec, train_data=tokens, output=tmp_path / "small", progress=False)
+    assert result.report.tier == "graphprune"
+    assert any(note.startswith("does not load with stock from_pretrained") for note in result.report.notes)
+    with torch.no_grad():
+        assert torch.equal(load(tmp_path / "small")(tokens[:2]).logits, llama(tokens[:2]).logits)
+
+
+def test_adapters_can_be_written_apart(checkpoint, tokens, tmp_path):
+    spec = make_spec(export={"merge_lora": False})
+    result = prune(checkpoint, spec, train_data=tokens, output=tmp_path / "small", progress=False)
+    from peft import PeftModel
+
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "small")
+    again = PeftModel.from_pretrained(base, tmp_path / "small" / "adapter").eval()
+    with torch.no_grad():
+        assert (again(tokens[:2]).logits - result.model(tokens[:2]).logits).abs().max() < 1e-5
+
+
+def test_weights_alone_need_no_text(llama, tmp_path):
+    spec = {**make_spec("none"), "criterion": "magnitude"}
+    result = prune(llama, spec, output=tmp_path / "small", progress=False)
+    assert result.report.perplexity_before is None
+    assert result.report.data_fingerprint == ""
+    assert (tmp_path / "small" / "model.safetensors").is_file()
+
+
+def test_a_torch_data_set_will_do(llama, tokens):
+    result = prune(llama, make_spec("none"), train_data=StackDataset(input_ids=tokens), progress=False)
+    assert result.report.evaluation == ""
+    assert len(result.report.data_fingerprint) == 64
+
+
+def test_everything_is_refused_before_anything_is_computed(llama, tokens, tmp_path, monkeypatch):
+    monkeypatch.setattr(run_module, "run_mode", lambda job: pytest.fail("computed"))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("years of work")
+    with pytest.raises(CheckpointError, match=r"not empty \(1 entries, such as 'thesis\.txt'\)"):
+        prune(llama, make_spec(), train_data=tokens, output=tmp_path / "full")
+    with pytest.raises(SpecError, match=r"selects no group \(role moe\.expert\)"):
+        prune(llama, make_spec(targets=[{"role": "moe.expert", "ratio": 0.5}]), train_data=tokens)
+    with pytest.raises(SpecError, match="only groups that must not be pruned"):
+        prune(llama, make_spec(targets=[{"role": "hidden", "ratio": 0.5}]), train_data=tokens)
+    with pytest.raises(DataError, match="needs text, got none"):
+        prune(llama, make_spec())
+    with pytest.raises(DataError, match="makes 3 sequences"):
+        prune(llama, make_spec(), train_data=tokens[:3])
+    with pytest.raises(DataError, match="token id 61"):
+        prune(llama, make_spec(), train_data=tokens + 1)
+    with pytest.raises(CheckpointError, match="no model folder at"):
+        prune(tmp_path / "none", make_spec(), train_data=tokens)
+
+
+def test_a_wrapped_model_is_refused(llama, tokens):
+    from peft import LoraConfig, get_peft_model
+
+    wrapped = get_peft_model(llama, LoraConfig(target_modules=["o_proj"]))
+    with pytest.raises(SpecError, match="expected a bare model, got a PeftModel around one"):
+        prune(wrapped, make_spec(), train_data=tokens)
+
+
+@pytest.mark.parametrize("stage", ["train", "save", "verify"])
+def test_an_interrupted_run_leaves_nothing_half_written(stage, checkpoint, tokens, tmp_path, monkeypatch):
+    """Ctrl-C: while training, in the middle of writing, and while the result is proved."""
+
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    places = {"train": (Pruner, "score"), "save": (Report, "save"), "verify": (run_module, "verify_folder")}
+    monkeypatch.setattr(*places[stage], interrupt)
+    before = digests(checkpoint)
+    with pytest.raises(KeyboardInterrupt):
+        prune(checkpoint, make_spec(), train_data=tokens, output=tmp_path / "small", progress=False)
+    assert digests(checkpoint) == before
+    left = {entry.name for entry in tmp_path.iterdir()} - {"original"}
+    assert left == ({"small"} if stage == "verify" else set())
+    if stage == "verify":  # complete, only not proved
+        load(tmp_path / "small")

@@ -5,9 +5,11 @@ Only light modules are imported here, so that ``graphprune --help`` answers at o
 
 from __future__ import annotations
 
+import warnings
+
 import typer
 
-from graphprune.cli import apply, eval, init, schema, trace, validate  # noqa: A004 - a verb
+from graphprune.cli import apply, eval, init, prune, quickstart, schema, trace, validate  # noqa: A004 - a verb
 from graphprune.cli.console import Verbs
 
 app = typer.Typer(
@@ -21,12 +23,15 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for _verb in (trace, init, validate, apply, eval, schema):
+for _verb in (quickstart, trace, init, validate, prune, apply, eval, schema):
     app.command(_verb.__name__.rsplit(".", 1)[-1])(_verb.command)
 
 
 def main() -> None:
     """Runs the command line; the entry point of the ``graphprune`` script."""
+    # Deprecations inside other libraries are theirs to read; the tests show them.
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
     app()
 
 

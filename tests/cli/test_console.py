@@ -77,4 +77,4 @@ def test_wrong_usage_is_told(arguments):
     assert "Traceback" not in result.output
 
 
-VERBS = ("trace", "init", "validate", "apply", "eval", "schema")
+VERBS = ("quickstart", "trace", "init", "validate", "prune", "apply", "eval", "schema")

@@ -1,0 +1,68 @@
+"""``graphprune prune``: the whole run, from a model and a spec to a smaller model on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from graphprune.cli.console import out, working
+from graphprune.cli.options import Device, DType, Model, Out, Precision, Spec, Trust
+
+if TYPE_CHECKING:
+    from graphprune.schema import PruneSpec
+
+
+def command(
+    model: Model,
+    spec: Spec,
+    folder: Out,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Text to train and calibrate on, .txt or .jsonl; overrides the spec.")
+    ] = None,
+    dtype: Precision = DType.AUTO,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, max=2**32 - 1, help="Overrides the spec's.")] = None,
+    device: Device = None,
+    trust_remote_code: Trust = False,
+) -> None:
+    """Prune MODEL as SPEC says and write the smaller model, its plan and a report to a new folder."""
+    from graphprune.checkpoint import check_output_folder, load_model
+    from graphprune.cli.models import device_of, graph_of, told
+    from graphprune.engine.run import prune
+    from graphprune.specfile import load_spec
+    from graphprune.validate import check
+
+    wanted = load_spec(spec)
+    if seed is not None:
+        wanted = wanted.model_copy(update={"seed": seed})
+    check_output_folder(folder)
+    _check_data(wanted, data)
+    place = device_of(device)
+    with working(f"tracing {model}"):  # before any weights are loaded, which may take long
+        check(wanted, graph_of(model, trust_remote_code=trust_remote_code), spec)
+    with working(f"loading {model}"):
+        loaded, tokenizer = load_model(model, dtype=dtype.value, device=place, trust_remote_code=trust_remote_code)
+    result = prune(loaded, wanted, tokenizer=tokenizer, train_data=data, output=folder)
+    out().print(result.report.to_markdown())
+    for line in told(folder):
+        out().print(line)
+
+
+def _check_data(spec: PruneSpec, data: Path | None) -> None:
+    """Text that the run cannot do without is looked for before the model is loaded."""
+    from graphprune.cli.models import check_file
+    from graphprune.engine.modes import needs_data
+    from graphprune.errors import DataError
+
+    if data is not None:
+        check_file(data)
+    elif not needs_data(spec):
+        return
+    elif spec.data is None:
+        raise DataError(
+            f"training.mode {spec.training.mode} with criterion '{spec.criterion.name}' needs text, got none. "
+            "Give --data FILE, or a data section in the spec."
+        )
+    elif spec.data.dataset is None:
+        check_file(Path(spec.data.text or spec.data.jsonl or ""))

@@ -112,14 +112,15 @@ def _chunks(
     """The units of ``group`` that may still go, cheapest first, cut so that kept sizes are multiples."""
     gone = removed.get(group.name, set())
     order = [u for u in torch.sort(values, stable=True).indices.tolist() if u not in gone]
-    kept, score = len(order), values.tolist()
+    score = values.tolist()
+    kept, start = len(order), 0
     while True:
         size = kept % multiple or multiple
         if kept - size < group.minimum:
             return
-        units = tuple(order[:size])
+        units = tuple(order[start : start + size])
         yield sum(score[u] for u in units) / size, index, units
-        order, kept = order[size:], kept - size
+        kept, start = kept - size, start + size
 
 
 def _role_means(

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from graphprune.engine.callback import PruneCallback
 from graphprune.engine.data import load_blocks
 from graphprune.errors import GraphPruneError, NonFiniteError, SpecError
 from graphprune.masking import masked
+from graphprune.plan import PrunePlan
 from graphprune.reshape import reshape
 from graphprune.schema import Lora, PruneSpec
 
@@ -102,6 +104,25 @@ def test_the_masked_model_equals_the_merged_and_reshaped_one(llama, graph, token
         small = reshape(merge(model), callback.plan, graph)
         assert (small(tokens[:4]).logits - expected).abs().max() < 1e-5
     assert small.model.layers[1].mlp.down_proj.weight.shape == (32, 12)
+
+
+def test_training_under_masks_is_training_the_smaller_model(llama, graph, tokens, tmp_path):
+    """The same losses and the same factors, whether the units are silenced or gone."""
+    plan = PrunePlan.remove(
+        graph, {"model.layers.1.mlp/mlp.channel": range(0, 24, 2), "model.layers.2.self_attn/attention.group": [1]}
+    )
+    silenced = adapt(llama, graph)
+    smaller = reshape(copy.deepcopy(silenced), plan, graph)
+    logs = []
+    for model in (silenced, smaller):
+        trainer = make_trainer(model, tokens, tmp_path, TrainerCallback(), steps=4)
+        with masked(model, plan, graph) if model is silenced else nullcontext():
+            trainer.train()
+        logs.append([row["loss"] for row in trainer.state.log_history if "loss" in row])
+    assert logs[0] == pytest.approx(logs[1], rel=1e-5)
+    cut = dict(reshape(silenced, plan, graph).named_parameters())
+    for name, parameter in smaller.named_parameters():
+        torch.testing.assert_close(cut[name], parameter, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("criterion", ["magnitude", "wanda", "gate", "taylor", "random"])

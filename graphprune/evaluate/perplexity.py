@@ -29,7 +29,8 @@ def perplexity(
     The text is tokenised once, as a whole, and cut into segments of ``length`` tokens; what is left over at the end is
     dropped. With N segments, the perplexity is ``exp(mean of -log p(x_t | x_<t))`` over the N·(length - 1) tokens that
     have a predecessor in their segment. So LLM-Pruner (https://arxiv.org/abs/2305.11627) and LoRAPrune
-    (https://arxiv.org/abs/2305.18403) evaluate WikiText-2 and PTB, with ``length`` 128; Wanda and SparseGPT use 2048.
+    (https://arxiv.org/abs/2305.18403) evaluate WikiText-2 and PTB, with ``length`` 128; Wanda
+    (https://arxiv.org/abs/2306.11695) uses 2048.
 
     Args:
         model: a causal language model; evaluated in evaluation mode and left in the mode it was in.

@@ -16,7 +16,7 @@ from graphprune.reshape.adapters import Slot, adapter_layers, adapter_slots, fin
 from graphprune.reshape.constants import constant_cuts, install
 from graphprune.reshape.cut import Cuts, cut_tensor, norm_scales, plan_cuts
 from graphprune.reshape.history import NOT_SETTLED, Step, history_of, remember
-from graphprune.reshape.rules import rule_edits
+from graphprune.reshape.rules import all_changes, rule_edits
 from graphprune.reshape.sizes import follow_sizes
 
 
@@ -66,12 +66,13 @@ def cut_model(model: nn.Module, graph: DependencyGraph, plan: PrunePlan) -> list
 
 def _cut_model(model: nn.Module, graph: DependencyGraph, plan: PrunePlan) -> list[Replacement]:
     cuts = plan_cuts(graph, plan)
-    history = history_of(model).then(Step(graph, plan))
+    step, before = Step(graph, plan), history_of(model)
+    history = before.then(step)
     edits = _collect(model, graph, cuts)
     scales = norm_scales(graph, plan, cuts)
     for edit in edits:
         edit.scale = scales.get(edit.name, 1.0)
-    edit_rules = rule_edits(model, graph, plan)
+    edit_rules = rule_edits(model, all_changes(before, history, step))
     constants = constant_cuts(graph, plan)
     for path, _ in constants:
         resolve_module(model, path)

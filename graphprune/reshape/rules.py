@@ -12,19 +12,33 @@ from transformers import PreTrainedModel
 from graphprune.errors import ReshapeError
 from graphprune.graph import DependencyGraph, SizeRule
 from graphprune.names import bare, plain, resolve_module
-from graphprune.plan import PrunePlan
+from graphprune.reshape.history import History, Step
 from graphprune.reshape.view import ConfigView, give_view, holds
 
+Change = tuple[SizeRule, int, int]
+"""A rule with its integer before and after."""
 
-def changed_rules(graph: DependencyGraph, plan: PrunePlan) -> list[tuple[SizeRule, int, int]]:
-    """The rules whose integer ``plan`` changes, with the integer before and after."""
-    before, after = plan.sizes, plan.sizes_after()
+
+def changed_rules(graph: DependencyGraph, before: dict[str, int], after: dict[str, int]) -> list[Change]:
+    """The rules whose integer changes when group sizes go from ``before`` to ``after``."""
     values = [(rule, rule.value(before), rule.value(after)) for rule in graph.rules]
     return [(rule, old, new) for rule, old, new in values if old != new]
 
 
-def rule_edits(model: nn.Module, graph: DependencyGraph, plan: PrunePlan) -> list[Callable[[], None]]:
-    """What has to be done to set every integer that ``plan`` changes; nothing is changed before they are called.
+def all_changes(before: History, after: History, step: Step) -> list[Change]:
+    """What ``step``, which leads from one history to the other, changes.
+
+    Where both prunings are one plan for the first graph, that graph's rules hold with the sizes of the composed plan. A
+    second trace would see less: modules may read an integer from a view of the config by then.
+    """
+    if before.steps and len(before.steps) == len(after.steps):
+        first = after.steps[-1]
+        return changed_rules(first.graph, before.steps[-1].plan.sizes_after(), first.plan.sizes_after())
+    return changed_rules(step.graph, step.plan.sizes, step.plan.sizes_after())
+
+
+def rule_edits(model: nn.Module, changed: list[Change]) -> list[Callable[[], None]]:
+    """What has to be done to set every integer that changes; nothing is changed before they are called.
 
     An attribute of the config is set for the modules that read it, each through a
     :class:`graphprune.reshape.view.ConfigView`; only where a whole model reads it is it set in the config itself.
@@ -32,7 +46,6 @@ def rule_edits(model: nn.Module, graph: DependencyGraph, plan: PrunePlan) -> lis
     Raises:
         ReshapeError: if an integer is not what it was when traced, or a model reads one for readers that disagree.
     """
-    changed = changed_rules(graph, plan)
     problems = [p for rule, old, _ in changed if (p := _misfit(model, rule, old))]
     if problems:
         listed = "\n  - ".join(problems)
@@ -58,7 +71,7 @@ def _misfit(model: nn.Module, rule: SizeRule, expected: int) -> str | None:
     return f"{where}: expected {expected}, which was traced, got {got}"
 
 
-def _check_agreement(rule: SizeRule, changed: list[tuple[SizeRule, int, int]]) -> None:
+def _check_agreement(rule: SizeRule, changed: list[Change]) -> None:
     wanted = {new for r, _, new in changed if (r.owner, r.attribute) == (rule.owner, rule.attribute)}
     if len(wanted) > 1:
         raise ReshapeError(

@@ -54,7 +54,7 @@ def test_an_even_plan_gets_a_stock_config(name, units, expected):
 @pytest.mark.parametrize(
     ("name", "units", "reason"),
     [
-        ("gpt2", {"attention.group": [0, 1]}, "no config of this class gives the pruned shapes"),
+        ("gpt2", {"attention.group": [0, 1]}, "no config of this class describes the result"),
         ("bloom", {"attention.group": [0, 1]}, "computes a constant per unit"),
         ("llama", {"attention.group": [0, 1], "mlp.channel": [0]}, None),
     ],

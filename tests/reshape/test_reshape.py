@@ -94,7 +94,8 @@ def test_pruning_twice(name):
     model, graph = model_and_graph(name)
     reshape(model, uneven(graph), graph)
     again = trace(model)
-    plan = PrunePlan.remove(again, {g.name: [0] for g in again.select(role="mlp.channel")})
+    roles = ("mlp.channel", "attention.group")
+    plan = PrunePlan.remove(again, {g.name: [0] for g in again.select(role=roles) if g.size > 1})
     with masked(model, plan, again):
         logits, generated = answers(model)
     reshape(model, plan, again)

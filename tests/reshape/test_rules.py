@@ -17,7 +17,8 @@ def test_every_changed_integer_is_listed_with_both_values():
     model = tiny("gpt2")
     graph = trace(model)
     name = graph.select(role="attention.group", layers=1).names[0]
-    changed = changed_rules(graph, PrunePlan.remove(graph, {name: [0, 1, 2]}))
+    plan = PrunePlan.remove(graph, {name: [0, 1, 2]})
+    changed = changed_rules(graph, plan.sizes, plan.sizes_after())
     assert ("split_size", 48, 30) in {(rule.attribute, old, new) for rule, old, new in changed}
     assert all(old != new and rule.reader.startswith("transformer.h.1.attn") for rule, old, new in changed)
 
@@ -27,8 +28,9 @@ def test_an_integer_that_is_not_what_was_traced_is_refused():
     graph = trace(model)
     name = graph.select(role="attention.group", layers=1).names[0]
     model.transformer.h[1].attn.split_size = 24
+    plan = PrunePlan.remove(graph, {name: [0]})
     with pytest.raises(ReshapeError, match=r"h\.1\.attn\.split_size, read in .*: expected 48, .*got 24"):
-        rule_edits(model, graph, PrunePlan.remove(graph, {name: [0]}))
+        rule_edits(model, changed_rules(graph, plan.sizes, plan.sizes_after()))
 
 
 def test_a_view_reads_through_and_survives_copying():

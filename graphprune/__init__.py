@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0.dev0"
 
 if TYPE_CHECKING:
-    from graphprune.checkpoint import load, save
+    from graphprune.checkpoint.load import load
+    from graphprune.checkpoint.save import save
     from graphprune.engine.callback import PruneCallback
     from graphprune.engine.run import PruneResult, prune
     from graphprune.errors import GraphPruneError
@@ -50,7 +51,28 @@ _HOMES = {
     "trace": "trace",
 }
 
-__all__ = ["__version__", *_HOMES]  # noqa: PLE0604 - all of them are strings
+__all__ = [
+    "Block",
+    "DependencyGraph",
+    "GraphPruneError",
+    "Group",
+    "Member",
+    "PruneCallback",
+    "PrunePlan",
+    "PruneResult",
+    "PruneSpec",
+    "Selection",
+    "load",
+    "load_spec",
+    "masked",
+    "plan",
+    "prune",
+    "reshape",
+    "save",
+    "score",
+    "trace",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> Any:

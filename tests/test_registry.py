@@ -34,7 +34,8 @@ def test_third_party_items_load_on_first_use(registry):
 
 
 def test_unknown_names_get_suggestions(registry):
-    with pytest.raises(CriterionError, match=r"unknown criterion 'tayler'. Did you mean 'taylor' or 'theirs'\? Known: magnitude"):
+    message = r"unknown criterion 'tayler'. Did you mean 'taylor' or 'theirs'\? Known: magnitude"
+    with pytest.raises(CriterionError, match=message):
         registry.get("tayler")
 
 

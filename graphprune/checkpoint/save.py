@@ -80,7 +80,7 @@ def save(
             report.save(partial)
         Manifest(
             tier=tier,
-            load=_load_line(target, tier),
+            load=load_line(target, tier),
             architecture=history.architecture,
             base_name=history.base_name,
             base_config=history.base_config,
@@ -92,7 +92,8 @@ def save(
     return target
 
 
-def _load_line(folder: Path, tier: str) -> str:
+def load_line(folder: Path, tier: str) -> str:
+    """The line of Python that loads a folder of the given tier."""
     call = "transformers.AutoModelForCausalLM.from_pretrained" if tier == "hf" else "graphprune.load"
     return f"model = {call}({str(folder)!r})"
 

@@ -14,7 +14,7 @@ from torch import nn
 from graphprune import validate
 from graphprune.checkpoint import check_output_folder, load_model, save, verify_folder
 from graphprune.checkpoint.manifest import library_versions
-from graphprune.checkpoint.save import _load_line as load_line
+from graphprune.checkpoint.save import load_line
 from graphprune.engine.data import Blocks, example, fingerprint
 from graphprune.engine.documents import TrainData
 from graphprune.engine.modes import Job, Outcome, run_mode

@@ -187,17 +187,3 @@ def _inexact(index: int, groups: tuple[Group, ...]) -> list[str]:
 def _sizes(groups: Iterable[Group]) -> str:
     sizes = sorted({g.size for g in groups})
     return str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
-
-
-def preview(spec: PruneSpec, graph: DependencyGraph) -> list[str]:
-    """One line per target: how many units of how many groups go; the totals do not depend on scores."""
-    lines = []
-    for index, item in enumerate(resolve_targets(spec, graph)):
-        units = sum(g.size for g in item.groups)
-        kept = sum(item.target.kept(g.size) for g in item.groups)
-        roles = ", ".join(dict.fromkeys(g.role for g in item.groups))
-        where = layers_text(g.layer for g in item.groups)
-        lines.append(
-            f"targets[{index}]: {roles}, {plural(len(item.groups), 'group')}, {where}: {units} -> {kept} units"
-        )
-    return lines

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from graphprune.checkpoint import load
 from graphprune.checkpoint.manifest import MANIFEST, Manifest
@@ -16,23 +16,28 @@ from graphprune.graph import DependencyGraph
 from graphprune.trace import trace
 
 
-def graph_of(name: str, *, trust_remote_code: bool = False) -> DependencyGraph:
-    """The dependency graph of a checkpoint, from its config alone.
+def structure(name: str, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The model without weights, on the meta device; a folder that graphprune wrote is loaded with them.
 
     Raises:
         CheckpointError: if there is no such checkpoint, or its config cannot be read or built.
     """
     check_name(name)
     if (Path(name) / MANIFEST).is_file():
-        return trace(load(name, verify=False))  # its config may be that of the unpruned model
+        return load(name, verify=False)  # its config may be that of the unpruned model
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
         with torch.device("meta"):
             auto: Any = AutoModelForCausalLM
-            model = auto.from_config(config, trust_remote_code=trust_remote_code)
+            model: PreTrainedModel = auto.from_config(config, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(_no_model(name, error)) from None
-    return trace(model)
+    return model
+
+
+def graph_of(name: str, *, trust_remote_code: bool = False) -> DependencyGraph:
+    """The dependency graph of a checkpoint; errors as in :func:`structure`."""
+    return trace(structure(name, trust_remote_code=trust_remote_code))
 
 
 def check_name(name: str) -> None:

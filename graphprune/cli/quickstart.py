@@ -26,9 +26,9 @@ def command(
     from graphprune.checkpoint import check_output_folder, load_model
     from graphprune.cli.models import device_of, told
     from graphprune.engine.run import prune
+    from graphprune.forecast import preview
     from graphprune.specfile import load_spec
     from graphprune.trace import trace
-    from graphprune.validate import preview
 
     spec = load_spec("recipe:quickstart")
     if steps is not None:

@@ -24,12 +24,19 @@ def command(
     if model is None:
         out().print(f"{spec} is a valid spec. Give a MODEL too to check what it selects.")
         return
-    from graphprune.cli.models import graph_of
-    from graphprune.validate import check, preview
+    from graphprune.cli.models import structure
+    from graphprune.forecast import preview, stock_obstacle
+    from graphprune.trace import trace
+    from graphprune.validate import check
 
     with working(f"tracing {model}"):
-        graph = graph_of(model, trust_remote_code=trust_remote_code)
+        loaded = structure(model, trust_remote_code=trust_remote_code)
+        graph = trace(loaded)
     notes = check(wanted, graph, spec)
-    for line in [*preview(wanted, graph), *(f"note: {note}" for note in notes)]:
+    lines = preview(wanted, graph)
+    obstacle = stock_obstacle(loaded, wanted, graph) if "hf" in wanted.export.targets else ""
+    if obstacle:
+        notes.append(f"the result will load with graphprune.load, not with stock from_pretrained: {obstacle}")
+    for line in [*lines, *(f"note: {note}" for note in notes)]:
         out().print(line)
     out().print(f"{spec} fits {model}")

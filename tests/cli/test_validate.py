@@ -78,3 +78,13 @@ def test_recipes_fit_by_name(run, tiny):
     result = run("validate", "recipe:wanda-sp", tiny)
     assert result.exit_code == 0, result.output
     assert "recipe:wanda-sp fits" in result.stdout
+
+
+def test_a_result_that_no_stock_config_describes_is_foretold(run, tiny, spec):
+    result = run("validate", spec("targets: [{role: mlp.channel, ratio: 0.5, layers: 0}]"), tiny)
+    assert result.exit_code == 0, result.output
+    assert (
+        "note: the result will load with graphprune.load, not with stock from_pretrained: layers differ"
+        in result.stdout
+    )
+    assert "note:" not in run("validate", spec(GOOD), tiny).stdout

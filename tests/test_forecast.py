@@ -1,0 +1,68 @@
+"""What a spec will make of a model, against what it really makes of it."""
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from graphprune import ranking
+from graphprune.forecast import preview, stock_obstacle
+from graphprune.reshape import reshape
+from graphprune.reshape.history import history_of
+from graphprune.schema import PruneSpec
+from graphprune.trace import trace
+
+
+def decoder(device):
+    with torch.device(device):
+        return LlamaForCausalLM(
+            LlamaConfig(
+                hidden_size=48,
+                num_hidden_layers=3,
+                num_attention_heads=8,
+                num_key_value_heads=4,
+                head_dim=6,
+                intermediate_size=40,
+                vocab_size=97,
+            )
+        )
+
+
+def spec(*targets, **parts):
+    return PruneSpec.model_validate({"targets": list(targets), **parts})
+
+
+@pytest.mark.parametrize(
+    ("target", "loads"),
+    [
+        ({"role": "mlp.channel", "ratio": 0.5}, True),
+        ({"role": "mlp.channel", "keep": 12, "multiple_of": 8}, True),
+        ({"role": "attention.group", "ratio": 0.5}, True),
+        ({"role": "mlp.channel", "ratio": 0.5, "layers": 0}, False),
+    ],
+)
+def test_the_forecast_comes_true(target, loads):
+    model, wanted = decoder("cpu"), spec(target)
+    graph = trace(model)
+    told = stock_obstacle(decoder("meta"), wanted, graph)
+    assert (told == "") is loads
+    generator = torch.Generator().manual_seed(0)
+    scores = {g.name: torch.rand(g.size, generator=generator) for g in graph}
+    plan = ranking.plan(graph, wanted, scores)
+    history = history_of(reshape(model, plan, graph))
+    assert (history.stock, history.why_not) == (loads, told)
+    kept = sum(plan.sizes_after()[g.name] for g in graph.select(role=target["role"], layers=target.get("layers")))
+    assert preview(wanted, graph)[0].endswith(f"-> {kept} units")
+
+
+def test_layers_that_compete_may_end_uneven():
+    wanted = spec({"role": "mlp.channel", "ratio": 0.5}, scope="global")
+    graph = trace(decoder("meta"))
+    assert "layers may end with different sizes" in stock_obstacle(decoder("meta"), wanted, graph)
+
+
+def test_the_preview_has_one_line_per_target():
+    wanted = spec({"role": "mlp.channel", "ratio": 0.5}, {"role": "attention.group", "layers": "1:", "count": 1})
+    assert preview(wanted, trace(decoder("meta"))) == [
+        "targets[0]: mlp.channel, 3 groups, layers 0-2: 120 -> 60 units",
+        "targets[1]: attention.group, 2 groups, layers 1-2: 8 -> 6 units",
+    ]

@@ -4,9 +4,10 @@
     python benchmarks/criteria.py table cells.jsonl
 
 Every cell is one call of ``gp.prune``; it is appended to the file when it is done, and skipped when it is there
-already, so a run that was broken off goes on where it stopped. Documents of TEXT are separated by blank lines; a share
-of them is held out for the perplexity, the rest is shuffled by the seed, which also seeds the adapters and the random
-criterion. ``separate`` gives two numbers, pruned in one shot and tuned after; ``joint`` prunes while tuning.
+already, so a run that was broken off goes on where it stopped. Sequences begin where a line of TEXT begins; the last
+tenth of them is held out for the perplexity (or another text is given), the rest is shuffled by the seed, which also
+seeds the adapters and the random criterion. ``separate`` gives two numbers, pruned in one shot and tuned after;
+``joint`` prunes while tuning.
 """
 
 from __future__ import annotations
@@ -33,6 +34,10 @@ CRITERIA: dict[str, dict[str, Any]] = {
     "lora": {"name": "lora", "variant": "paper"},
     "lora-reference": {"name": "lora", "variant": "reference"},
 }
+JUDGED = 150
+"""Rows of held-out text that a perplexity is taken over, at most (evenly spread)."""
+CHARACTERS = 8
+"""More characters than a token has on average, so that a piece of text surely fills a row."""
 COLUMNS = ("untuned", "separate", "joint")
 app = typer.Typer(add_completion=False, help=__doc__)
 
@@ -50,20 +55,21 @@ def run(
     learning_rate: float = 1e-3,
     batch_size: int = 8,
     length: int = 128,
-    held_out: float = 0.25,
+    held_out: float = 0.1,
     scope: str = "layer",
     evaluation: Annotated[Path | None, typer.Option(help="Text for the perplexity, instead of a part of TEXT.")] = None,
-    separator: str = "\n\n",
-    beginnings: Annotated[bool, typer.Option(help="Judge by the first tokens of each held-out document.")] = True,
+    separator: str = "\n",
 ) -> None:
     """Runs every cell that OUT does not have yet."""
     torch.set_num_threads(1)
     tokenizer = AutoTokenizer.from_pretrained(model)
-    training = _documents(text, tokenizer, separator)
-    cut = len(training) if evaluation else int(len(training) * (1 - held_out))
-    judged = _documents(evaluation, tokenizer, separator) if evaluation else training[cut:]
-    judged = [d[:length] for d in judged if len(d) >= length] if beginnings else judged
-    training = training[:cut]
+    training = _rows(text.read_text(encoding="utf-8"), tokenizer, separator, length)
+    if evaluation is None:
+        cut = int(len(training) * (1 - held_out))
+        training, judged = training[:cut], training[cut:]
+    else:
+        judged = _rows(evaluation.read_text(encoding="utf-8"), tokenizer, separator, length)
+    judged = judged[:: max(1, len(judged) // JUDGED)]
     done = {json.dumps(_key(cell)) for cell in _cells(out)}
     for seed in range(seeds):
         order = torch.randperm(len(training), generator=torch.Generator().manual_seed(seed)).tolist()
@@ -138,10 +144,16 @@ def _spread(numbers: list[float]) -> str:
     return f"{statistics.mean(numbers):.2f} ({min(numbers):.2f}–{max(numbers):.2f})"
 
 
-def _documents(text: Path, tokenizer: Any, separator: str) -> list[list[int]]:
-    """Token ids per document, with the special tokens the tokenizer gives any text."""
-    documents = [d.strip() for d in text.read_text(encoding="utf-8").split(separator) if d.strip()]
-    return [tokenizer(d).input_ids for d in documents]
+def _rows(text: str, tokenizer: Any, separator: str, length: int) -> list[list[int]]:
+    """Rows of ``length`` tokens that begin where a piece of the text begins and run on through the next ones."""
+    rows = []
+    start = 0
+    for piece in text.split(separator):
+        if piece.strip():
+            ids = tokenizer(text[start : start + CHARACTERS * length]).input_ids[:length]
+            rows.extend([ids] if len(ids) == length else [])
+        start += len(piece) + len(separator)
+    return rows
 
 
 def _key(cell: dict[str, Any]) -> list[Any]:

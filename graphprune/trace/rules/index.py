@@ -8,6 +8,7 @@ import torch
 
 from graphprune.trace.axes import UNIT, Expr, atoms, concat, fresh, length, narrow, unify
 from graphprune.trace.record import Info, Kind
+from graphprune.trace.rules.pointwise import broadcast
 from graphprune.trace.rules.table import Call, positive, rule
 
 
@@ -54,8 +55,6 @@ def index(call: Call) -> None:
         return
     picked = _picked(info, used)
     if picked is None:
-        from graphprune.trace.rules.pointwise import broadcast
-
         shape = torch.broadcast_shapes(*(i.shape for _, i in used))  # type: ignore[no-untyped-call]
         picked = broadcast(call, shape, [i for _, i in used])
         for d, i in used:

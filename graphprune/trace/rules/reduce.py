@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from graphprune.trace.axes import UNIT, Expr, atoms, fresh, unify
 from graphprune.trace.record import Kind
+from graphprune.trace.rules.pointwise import pointwise
 from graphprune.trace.rules.table import Call, positive, rule
 
 SUMS = {"sum", "nansum", "any", "all", "count_nonzero"}
@@ -40,8 +41,6 @@ def extreme(call: Call) -> None:
     """The best position along a dimension, with its index."""
     tensor = call.tensors[0]
     if len(call.tensors) > 1:
-        from graphprune.trace.rules.pointwise import pointwise
-
         pointwise(call)
         return
     info, dim = call.info(tensor), call.get("dim")

@@ -4,7 +4,20 @@ from __future__ import annotations
 
 import torch
 
-from graphprune.trace.axes import UNIT, Expr, concat, cut, fresh, length, narrow, regroup, resolve, strided
+from graphprune.trace.axes import (
+    UNIT,
+    Concat,
+    Expr,
+    concat,
+    cut,
+    fresh,
+    length,
+    narrow,
+    regroup,
+    resolve,
+    strided,
+    unify,
+)
 from graphprune.trace.record import Kind
 from graphprune.trace.rules.table import Call, positive, rule
 
@@ -97,8 +110,6 @@ def repeat_interleave(call: Call) -> None:
 @rule("cat", "concatenate", "concat")
 def cat(call: Call) -> None:
     """Pieces laid end to end; the other dimensions are the same axes."""
-    from graphprune.trace.axes import unify
-
     tensors = [t for t in call["tensors"] if t.numel() or t.ndim > 1]
     infos = [call.info(t) for t in tensors]
     d = positive(call.get("dim", 0), tensors[0].ndim)
@@ -114,8 +125,6 @@ def cat(call: Call) -> None:
 @rule("stack")
 def stack(call: Call) -> None:
     """Tensors of one shape along a new dimension, which has one unit per tensor."""
-    from graphprune.trace.axes import Concat, unify
-
     infos = [call.info(t) for t in call["tensors"]]
     for other in infos[1:]:
         for a, b in zip(infos[0].dims, other.dims, strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from graphprune.checkpoint.load import load
 from graphprune.checkpoint.manifest import MANIFEST
 from graphprune.errors import CheckpointError
 from graphprune.reshape.config import quiet
+
+log = logging.getLogger(__name__)
 
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -56,16 +59,7 @@ def load_model(
 
 def check_weights(folder: Path) -> None:
     """Raises :class:`CheckpointError` unless ``folder`` has a config and complete, readable safetensors files."""
-    if not (folder / "config.json").is_file():
-        adapter = (folder / "adapter_config.json").is_file()
-        raise CheckpointError(
-            f"{folder} has no config.json. "
-            + (
-                "It is a PEFT adapter; merge it into its base model and save that."
-                if adapter
-                else "Is it a model folder?"
-            )
-        )
+    check_config(folder)
     files = _weight_files(folder)
     missing = [name for name in files if not (folder / name).is_file()]
     if missing:
@@ -75,6 +69,15 @@ def check_weights(folder: Path) -> None:
         )
     for name in files:
         _check_readable(folder / name)
+
+
+def check_config(folder: Path) -> None:
+    """Raises :class:`CheckpointError` unless ``folder`` has a config.json."""
+    if (folder / "config.json").is_file():
+        return
+    adapter = (folder / "adapter_config.json").is_file()
+    hint = "It is a PEFT adapter; merge it into its base model and save that." if adapter else "Is it a model folder?"
+    raise CheckpointError(f"{folder} has no config.json. {hint}")
 
 
 def _check_readable(file: Path) -> None:
@@ -106,11 +109,45 @@ def _weight_files(folder: Path) -> list[str]:
 def _from_pretrained(source: str, dtype: str | torch.dtype, trust_remote_code: bool) -> Any:
     try:
         with quiet():
-            return AutoModelForCausalLM.from_pretrained(
-                source, dtype=dtype, trust_remote_code=trust_remote_code, use_safetensors=True
+            auto: Any = AutoModelForCausalLM
+            model, info = auto.from_pretrained(
+                source,
+                dtype=dtype,
+                trust_remote_code=trust_remote_code,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,  # only so that they are told below, by name and size
+                output_loading_info=True,
             )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise CheckpointError(f"'{source}' cannot be loaded as a causal language model: {error}") from error
+    _check_complete(source, model, info)
+    return model
+
+
+def _check_complete(source: str, model: Any, info: dict[str, Any]) -> None:
+    """Refuses a model of which transformers would have made up a part: it gives random weights to what it lacks."""
+    other = sorted(info.get("mismatched_keys") or ())
+    if other:
+        name, stored, expected = other[0]
+        raise CheckpointError(
+            f"the weights in '{source}' do not fit its config: {len(other)} tensors have other sizes, such as "
+            f"'{name}': expected {tuple(expected)}, got {tuple(stored)}. Do config.json and the weights belong together?"
+        )
+    missing = sorted(info.get("missing_keys") or ())
+    if missing:
+        raise CheckpointError(
+            f"the weights in '{source}' lack {len(missing)} tensors of a {type(model).__name__}: "
+            f"{_some(missing)}. They would be random. Is this checkpoint complete, and one of a causal language model?"
+        )
+    unused = sorted(info.get("unexpected_keys") or ())
+    if unused:
+        log.warning(
+            "'%s' holds %d tensors that a %s does not use: %s", source, len(unused), type(model).__name__, _some(unused)
+        )
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
 
 
 def _tokenizer(source: str, trust_remote_code: bool) -> Any:

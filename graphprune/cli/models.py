@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from graphprune.checkpoint import load
 from graphprune.checkpoint.manifest import MANIFEST, Manifest
+from graphprune.checkpoint.source import check_config
 from graphprune.errors import CheckpointError, DataError, GraphPruneError
 from graphprune.graph import DependencyGraph
 from graphprune.trace import trace
@@ -23,6 +24,8 @@ def structure(name: str, *, trust_remote_code: bool = False) -> PreTrainedModel:
         CheckpointError: if there is no such checkpoint, or its config cannot be read or built.
     """
     check_name(name)
+    if Path(name).is_dir():
+        check_config(Path(name))
     if (Path(name) / MANIFEST).is_file():
         return load(name, verify=False)  # its config may be that of the unpruned model
     try:

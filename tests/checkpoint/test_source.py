@@ -68,3 +68,27 @@ def test_no_such_folder(tmp_path):
 def test_an_unknown_hub_id_is_one_error():
     with pytest.raises(CheckpointError, match="'no-such-owner/no-such-model' cannot be loaded"):
         load_model("no-such-owner/no-such-model")
+
+
+def test_weights_that_are_not_there_are_never_made_up(folder):
+    """Transformers fills what it does not find with random numbers and goes on."""
+    config = folder / "config.json"
+    config.write_text(config.read_text().replace('"num_hidden_layers": 3', '"num_hidden_layers": 4'))
+    with pytest.raises(CheckpointError, match=r"lack \d+ tensors of a .*: model\.layers\.3\..*They would be random"):
+        load_model(folder)
+
+
+def test_weights_of_another_size_are_named(folder):
+    config = folder / "config.json"
+    config.write_text(config.read_text().replace('"intermediate_size": 40', '"intermediate_size": 44'))
+    message = r"9 tensors have other sizes, such as '.*': expected \(\d+, \d+\), got \(\d+, \d+\)"
+    with pytest.raises(CheckpointError, match=message):
+        load_model(folder)
+
+
+def test_weights_that_nobody_uses_are_told(folder, caplog):
+    config = folder / "config.json"
+    config.write_text(config.read_text().replace('"num_hidden_layers": 3', '"num_hidden_layers": 2'))
+    model, _ = load_model(folder)
+    assert model.config.num_hidden_layers == 2
+    assert "tensors that a LlamaForCausalLM does not use: model.layers.2." in caplog.text

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 from graphprune.errors import CheckpointError
 
@@ -15,7 +17,7 @@ def check_output_folder(folder: str | os.PathLike[str]) -> Path:
     """The path of a folder that may be written: it does not exist yet, or is empty.
 
     Raises:
-        CheckpointError: if it is a file, or has anything in it.
+        CheckpointError: if it is a file, has anything in it, or lies where no folder can be made.
     """
     path = Path(folder).expanduser()
     if path.is_dir():
@@ -27,6 +29,10 @@ def check_output_folder(folder: str | os.PathLike[str]) -> Path:
             )
     elif path.exists() or path.is_symlink():
         raise CheckpointError(f"output folder {path} is a file. Name a new folder.")
+    above = next(p for p in path.absolute().parents if os.path.lexists(p))
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        fault = "cannot be written to" if above.is_dir() else "is a file"
+        raise CheckpointError(f"output folder {path} cannot be made, because {above} {fault}. Name another folder.")
     return path
 
 
@@ -37,17 +43,22 @@ def written_whole(folder: str | os.PathLike[str]) -> Iterator[Path]:
     Whatever ends the block early, Ctrl-C included, removes it, and ``folder`` is as it was.
 
     Raises:
-        CheckpointError: if ``folder`` is not empty, before the block or after it.
+        CheckpointError: if ``folder`` is not empty, before the block or after it, or cannot be written.
     """
     path = check_output_folder(folder).absolute()
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.mkdir()
+    made = [p for p in path.parents if not p.exists()]  # innermost first
     try:
+        partial.mkdir(parents=True)
         yield partial
         if check_output_folder(path).is_dir():
             path.rmdir()
         partial.rename(path)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
+        for parent in made:
+            with suppress(OSError):  # never made, or no longer empty
+                parent.rmdir()
+        if isinstance(error, (OSError, SafetensorError)):
+            raise CheckpointError(f"{path} cannot be written: {error}. Nothing is left of it.") from error
         raise

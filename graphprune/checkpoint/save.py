@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -36,6 +37,7 @@ def save(
     plan: PrunePlan | None = None,
     report: SavesItself | None = None,
     merge_lora: bool = True,
+    proof: Callable[[Path], object] | None = None,
 ) -> Path:
     """Writes ``model`` as a checkpoint folder: safetensors, config, tokenizer, plan and manifest.
 
@@ -51,12 +53,14 @@ def save(
         report: saved along, if given.
         merge_lora: merge the adapters into a copy of the weights; ``model`` itself keeps them. Otherwise the
             unmerged weights are written, and the adapters into the sub-folder ``adapter``.
+        proof: called with the complete folder before it takes its name; if it raises, nothing is left.
 
     Returns:
         the folder.
 
     Raises:
-        CheckpointError: if the folder is not empty, or the model is none that transformers could load again.
+        CheckpointError: if the folder is not empty or cannot be written, or the model is none that transformers
+            could load again.
     """
     target = check_output_folder(folder)
     base: Any = bare(model)
@@ -89,6 +93,8 @@ def save(
             libraries=library_versions(),
             files=records(partial),
         ).write(partial)
+        if proof is not None:
+            proof(partial)
     return target
 
 

@@ -131,7 +131,7 @@ def _check_complete(source: str, model: Any, info: dict[str, Any]) -> None:
         name, stored, expected = other[0]
         raise CheckpointError(
             f"the weights in '{source}' do not fit its config: {len(other)} tensors have other sizes, such as "
-            f"'{name}': expected {tuple(expected)}, got {tuple(stored)}. Do config.json and the weights belong together?"
+            f"'{name}': expected {tuple(expected)}, got {tuple(stored)}. Does config.json belong to these weights?"
         )
     missing = sorted(info.get("missing_keys") or ())
     if missing:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -20,7 +21,7 @@ from graphprune.engine.documents import TrainData
 from graphprune.engine.modes import Job, Outcome, run_mode
 from graphprune.engine.prepare import Sequences, check_fits, prepare
 from graphprune.engine.pruner import PruneEvent
-from graphprune.errors import SpecError
+from graphprune.errors import CheckpointError, NonFiniteError, SpecError
 from graphprune.evaluate import perplexity
 from graphprune.graph import DependencyGraph
 from graphprune.names import bare
@@ -85,14 +86,14 @@ def prune(
         evaluation: text or token ids to measure perplexity on, instead of the spec's ``data.evaluation``; by default
             a part of the training text that is held out.
         output: a new folder for the pruned model, its tokenizer, plan and report. A fresh process loads it and
-            compares logits before this function returns.
+            compares logits before it takes its name.
         graph: the model's dependency graph, if it is at hand.
         progress: whether to draw progress on the standard error stream.
 
     Raises:
         SpecError: the spec is malformed, or does not fit the model.
         DataError: text is missing, or too short for one batch.
-        NonFiniteError: training diverged; names the group and the step.
+        NonFiniteError: training diverged; names the group and the step. Or the pruned model's logits are no numbers.
         CheckpointError: the model cannot be read, ``output`` is not empty, or what was written fails its proof.
     """
     spec = load_spec(spec)
@@ -186,7 +187,16 @@ class _Run:
     def write(self, outcome: Outcome, output: str | os.PathLike[str]) -> None:
         folder = check_output_folder(output)
         self._facts["load"] = load_line(folder, self._facts["tier"])
-        merged = self.spec.export.merge_lora
+        ids, logits = self._proof(outcome.model)
+
+        def prove(written: Path) -> None:
+            with self.clock.stage("verify"):
+                try:
+                    distance = verify_folder(written, ids, logits)
+                except CheckpointError as error:
+                    raise CheckpointError(f"{error}".replace(f"{written}", f"{folder}")) from None
+            self._notes.append(f"a fresh process loads the folder; logits differ by at most {distance:.2g}")
+
         with self.clock.stage("save"):
             save(
                 outcome.model,
@@ -194,17 +204,24 @@ class _Run:
                 tokenizer=self.tokenizer,
                 plan=outcome.plan,
                 report=self.report(),
-                merge_lora=merged,
+                merge_lora=self.spec.export.merge_lora,
+                proof=prove,
             )
-        with self.clock.stage("verify"):
-            ids = self._proof_ids()
-            bases: AbstractContextManager[Any] = (
-                nullcontext() if bare(outcome.model) is outcome.model else cast(Any, outcome.model).disable_adapter()
+
+    def _proof(self, model: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+        """Token ids, and the logits that the written folder must give for them; adapters do not count."""
+        ids = self._proof_ids()
+        bases: AbstractContextManager[Any] = (
+            nullcontext() if bare(model) is model else cast(Any, model).disable_adapter()
+        )
+        with torch.no_grad(), bases:
+            logits = model(input_ids=ids.to(_device(model))).logits
+        if not logits.isfinite().all():
+            raise NonFiniteError(
+                f"the pruned model's logits are NaN or infinite for the tokens {ids.flatten()[:4].tolist()} …, so "
+                "nothing was written. Look for NaN in the weights it came with, or load it in float32 or bfloat16."
             )
-            with torch.no_grad(), bases:
-                logits = outcome.model(input_ids=ids.to(_device(outcome.model))).logits
-            distance = verify_folder(folder, ids, logits)
-        self._notes.append(f"a fresh process loads the folder; logits differ by at most {distance:.2g}")
+        return ids, logits
 
     def report(self) -> Report:
         """The report as far as the run has come."""

@@ -160,15 +160,17 @@ def test_everything_is_in_the_folder_and_hashed(tmp_path):
     assert json.loads((folder / "config.json").read_text())["intermediate_size"] == 40
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError("disk full")])
-def test_an_interrupted_save_leaves_nothing(tmp_path, error):
+@pytest.mark.parametrize(
+    ("error", "told"), [(KeyboardInterrupt, None), (OSError("disk full"), "out cannot be written: disk full")]
+)
+def test_an_interrupted_save_leaves_nothing(tmp_path, error, told):
     class Report:
         def save(self, folder):
             assert any(folder.iterdir())
             raise error
 
-    with pytest.raises(error if isinstance(error, type) else OSError):
-        save(pruned("llama"), tmp_path / "out", report=Report())
+    with pytest.raises(KeyboardInterrupt if told is None else CheckpointError, match=told):
+        save(pruned("llama"), tmp_path / "new" / "newer" / "out", report=Report())
     assert list(tmp_path.iterdir()) == []
 
 
@@ -180,6 +182,14 @@ def test_a_folder_with_something_in_it_is_never_written(tmp_path):
         save(tiny("llama"), tmp_path / "out")
     assert mine.read_text() == "four years"
     assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("place", ["thesis.txt/out", "thesis.txt/deeper/out"])
+def test_a_place_where_no_folder_can_be_is_refused(tmp_path, place):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(CheckpointError, match=r"cannot be made, because .*thesis\.txt is a file"):
+        save(pruned("llama"), tmp_path / place)
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
 
 def test_an_empty_folder_is_filled(tmp_path):

@@ -1,6 +1,7 @@
 """gp.prune from end to end."""
 
 import hashlib
+import re
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from graphprune.checkpoint import load, save, verify_folder
 from graphprune.engine import run as run_module
 from graphprune.engine.pruner import Pruner
 from graphprune.engine.run import prune
-from graphprune.errors import CheckpointError, DataError, SpecError
+from graphprune.errors import CheckpointError, DataError, NonFiniteError, SpecError
 from graphprune.plan import PrunePlan
 from graphprune.report import Report
 
@@ -80,6 +81,27 @@ def test_a_folder_that_fails_its_proof_is_said(llama, tokens, tmp_path, monkeypa
     monkeypatch.setattr(run_module, "save", spoiled)
     with pytest.raises(CheckpointError, match="gives other logits in a fresh process"):
         prune(llama, make_spec("none"), train_data=tokens, output=tmp_path / "small", progress=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_fails_its_proof_is_not_kept(llama, tokens, tmp_path, monkeypatch):
+    def fails(folder, *args):
+        assert (folder / "manifest.json").is_file()
+        raise CheckpointError(f"{folder} gives other logits")
+
+    monkeypatch.setattr(run_module, "verify_folder", fails)
+    with pytest.raises(CheckpointError, match=rf"^{re.escape(str(tmp_path / 'small'))} gives other logits$"):
+        prune(llama, make_spec("none"), train_data=tokens, output=tmp_path / "small", progress=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_that_gives_no_numbers_is_not_written(llama, tmp_path):
+    """Magnitude never looks at the embedding, so only the proof can notice."""
+    with torch.no_grad():
+        llama.model.embed_tokens.weight[5] = float("nan")
+    with pytest.raises(NonFiniteError, match=r"the pruned model's logits are NaN .* nothing was written"):
+        prune(llama, make_spec("none", criterion="magnitude"), output=tmp_path / "small", progress=False)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("mode", ["joint", "separate", "none"])
@@ -222,7 +244,4 @@ def test_an_interrupted_run_leaves_nothing_half_written(stage, checkpoint, token
     with pytest.raises(KeyboardInterrupt):
         prune(checkpoint, make_spec(), train_data=tokens, output=tmp_path / "small", progress=False)
     assert digests(checkpoint) == before
-    left = {entry.name for entry in tmp_path.iterdir()} - {"original"}
-    assert left == ({"small"} if stage == "verify" else set())
-    if stage == "verify":  # complete, only not proved
-        load(tmp_path / "small")
+    assert {entry.name for entry in tmp_path.iterdir()} == {"original"}

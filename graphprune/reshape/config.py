@@ -25,6 +25,7 @@ from graphprune.reshape.candidates import Changes, Path, Shapes, candidates, fie
 from graphprune.reshape.cut import cut_shape, plan_cuts
 from graphprune.reshape.history import History, Step, history_of, remember
 from graphprune.reshape.view import take_views
+from graphprune.trace import trace
 
 #: No more than this many configs of the right shapes are tried on the model's weights.
 _MOST_CHECKS = 16
@@ -49,8 +50,8 @@ def find_stock_config(model: nn.Module, history: History) -> StockConfig:
     """Looks for a config with which the class of ``model`` builds exactly what ``history`` made of it.
 
     Args:
-        model: the model after all steps of ``history``; with weights, the logits under the new config are compared
-            with the model's own, because equal shapes do not prove that heads were counted alike.
+        model: the model after all steps of ``history``. Equal shapes do not prove that heads are counted alike: the
+            config's model is traced, and with weights its logits are compared with the model's own.
         history: the base config and every step since.
     """
     reason = _impossible(model, history)
@@ -66,7 +67,7 @@ def find_stock_config(model: nn.Module, history: History) -> StockConfig:
     objections = []
     for changes in itertools.islice(_solutions(search, history, shapes, target), _MOST_CHECKS):
         config = search.config(changes)
-        objection = _differs(model, config, target)
+        objection = search.misread(changes, history.steps[-1]) or _differs(model, config, target)
         if not objection:
             return StockConfig(config, changes)
         objections.append(objection)
@@ -133,10 +134,21 @@ class _Search:
             self._built[key] = self._build(changes)
         return self._built[key]
 
+    def misread(self, changes: Changes, step: Step) -> str:
+        """How a model of the right shapes would divide them otherwise (half the heads, or heads of half the size?)."""
+        sizes = trace(self._model(changes)).sizes()
+        for name, size in step.plan.sizes_after().items():
+            if size > 1 and sizes.get(name) != size:
+                return f"a config gives the same shapes, but its '{name}' has {sizes.get(name)} units and not {size}"
+        return ""
+
+    def _model(self, changes: Changes) -> PreTrainedModel:
+        with quiet(), torch.device("meta"), no_init_weights():
+            return self._model_class(self.config(changes))
+
     def _build(self, changes: Changes) -> Shapes | None:
         try:
-            with quiet(), torch.device("meta"), no_init_weights():
-                model = self._model_class(self.config(changes))
+            model = self._model(changes)
         except Exception:  # noqa: BLE001 - a config class may refuse in any way it likes
             return None
         return {name: tuple(t.shape) for name, t in model.state_dict().items()}

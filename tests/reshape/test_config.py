@@ -86,6 +86,15 @@ def test_equal_shapes_with_other_logits_are_not_enough():
     assert found.config.head_dim == 4
 
 
+def test_without_weights_the_structure_decides_between_equal_shapes():
+    config = tiny("llama", num_attention_heads=4, num_key_value_heads=4, head_dim=4).config
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    graph = trace(model)
+    reshape(model, remove(graph, {"attention.group": [0, 2]}), graph)
+    assert (model.config.num_attention_heads, model.config.head_dim) == (2, 4)
+
+
 def test_layers_that_differ_read_their_own_config():
     model = tiny("phi3")
     graph = trace(model)

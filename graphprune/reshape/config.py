@@ -137,9 +137,11 @@ class _Search:
     def misread(self, changes: Changes, step: Step) -> str:
         """How a model of the right shapes would divide them otherwise (half the heads, or heads of half the size?)."""
         sizes = trace(self._model(changes)).sizes()
-        for name, size in step.plan.sizes_after().items():
-            if size > 1 and sizes.get(name) != size:
-                return f"a config gives the same shapes, but its '{name}' has {sizes.get(name)} units and not {size}"
+        after = step.plan.sizes_after()
+        for name in (g.name for g in step.graph.groups if g.layer is not None and after[g.name] > 1):
+            if sizes.get(name) != after[name]:
+                got = f"has {sizes[name]} units" if name in sizes else "does not exist"
+                return f"a config gives the same shapes, but there '{name}' {got}; {after[name]} stayed"
         return ""
 
     def _model(self, changes: Changes) -> PreTrainedModel:

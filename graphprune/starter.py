@@ -28,10 +28,15 @@ _DATA = (
 _WIDTH = 100
 
 
-def starter_spec(graph: DependencyGraph, model_name: str) -> str:
+def starter_spec(graph: DependencyGraph, model_name: str, positions: int | None = None) -> str:
     """A YAML spec for the model: the usual targets, every other role as a comment, every setting explained.
 
     :func:`graphprune.load_spec` accepts it and :func:`graphprune.validate.check` passes it for this graph.
+
+    Args:
+        graph: of the model.
+        model_name: hub id or folder, for the comment at the top.
+        positions: the tokens that the model can read at once; training sequences are no longer.
 
     Raises:
         SelectionError: if the graph has no group that can be pruned.
@@ -44,7 +49,7 @@ def starter_spec(graph: DependencyGraph, model_name: str) -> str:
     parts = [
         _head(rows, model_name),
         "\n".join([*_comment(_TARGETS), "targets:", *targets]),
-        *_settings(),
+        *_settings(positions),
         "\n".join([*_comment(_DATA), "# data: {text: calibration.txt, evaluation: held_out.txt}"]),
         _section("export", Export()),
         f"# {_description(PruneSpec, 'seed')}\nseed: 0",
@@ -102,14 +107,15 @@ def _multiple(groups: list[Group]) -> int:
     return next((m for m in (64, 32, 16, 8) if all(g.size % m == 0 and g.size >= 16 * m for g in groups)), 1)
 
 
-def _settings() -> Iterator[str]:
+def _settings(positions: int | None) -> Iterator[str]:
     yield "\n".join([*_comment(_description(PruneSpec, "scope")), "scope: layer"])
     names = ", ".join(criteria.names())
     lines = _comment(f"How importance is judged: {names}. 'average' is the weight of the past in the scores.")
     yield "\n".join([*lines, "criterion: {name: lora, average: 0.9}"])
     yield _section("schedule", Schedule())
     yield _section("lora", Lora())
-    yield _section("training", Training())
+    length = min(Training().sequence_length, positions or Training().sequence_length)
+    yield _section("training", Training(sequence_length=length))
 
 
 def _section(name: str, value: BaseModel) -> str:

@@ -67,9 +67,10 @@ def check(spec: PruneSpec, graph: DependencyGraph, source: str = "spec") -> list
         where = f"targets[{index}].{amount(item.target)}"
         notes.extend(item.notes)
         notes.extend(_inexact(index, item.groups))
-        too_much = _too_much(item) if spec.scope == "layer" else _too_much_together(item)
+        pools = _pools(item.groups, spec.scope)
+        too_much = _too_much(item) if spec.scope == "layer" else _too_much_together(item.target, pools)
         problems.extend(f"{where}: {problem}" for problem in too_much)
-        if all(item.target.kept(g.size) == g.size for g in item.groups) and item.target.ratio != 0:
+        if item.target.ratio != 0 and all(_kept(item.target, pool) == _size(pool) for pool in pools):
             sizes = _sizes(item.groups)
             notes.append(f"{where}: removes nothing from groups of {sizes} units; raise the amount or drop the target")
     if problems:
@@ -162,14 +163,35 @@ def _too_much(item: ResolvedTarget) -> list[str]:
     ]
 
 
-def _too_much_together(item: ResolvedTarget) -> list[str]:
+def _too_much_together(target: Target, pools: list[tuple[Group, ...]]) -> list[str]:
     """The same for units that compete across groups: only the totals can be judged before scores exist."""
-    size, minimum = (sum(getattr(g, field) for g in item.groups) for field in ("size", "minimum"))
-    kept = sum(item.target.kept(g.size) for g in item.groups)
-    if kept >= minimum:
-        return []
-    left = f"leaves {kept}, below the minimum {minimum}. Remove less."
-    return [f"{plural(len(item.groups), 'group')} with {size} units together; {_told(item.target)} {left}"]
+    problems = []
+    for pool in pools:
+        kept, minimum = _kept(target, pool), sum(g.minimum for g in pool)
+        if kept < minimum:
+            what = f"{plural(len(pool), 'group')} with {_size(pool)} units together"
+            problems.append(f"{what}; {_told(target)} leaves {kept}, below the minimum {minimum}. Remove less.")
+    return problems
+
+
+def _pools(groups: tuple[Group, ...], scope: str) -> list[tuple[Group, ...]]:
+    """The groups whose units compete."""
+    if scope == "layer":
+        return [(g,) for g in groups]
+    if scope == "global":
+        return [groups]
+    return [tuple(g for g in groups if g.role == role) for role in dict.fromkeys(g.role for g in groups)]
+
+
+def _size(pool: tuple[Group, ...]) -> int:
+    return sum(g.size for g in pool)
+
+
+def _kept(target: Target, pool: tuple[Group, ...]) -> int:
+    """How many units of a pool stay: a ratio is that of the whole pool, the other amounts are summed."""
+    if target.ratio is not None and len(pool) > 1:
+        return target.model_copy(update={"multiple_of": 1}).kept(_size(pool))
+    return sum(target.kept(g.size) for g in pool)
 
 
 def _told(target: Target) -> str:

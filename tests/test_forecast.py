@@ -5,7 +5,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from graphprune import ranking
-from graphprune.forecast import preview, stock_obstacle
+from graphprune.errors import SpecError
+from graphprune.forecast import check_length, positions, preview, stock_obstacle
 from graphprune.reshape import reshape
 from graphprune.reshape.history import history_of
 from graphprune.schema import PruneSpec
@@ -66,3 +67,14 @@ def test_the_preview_has_one_line_per_target():
         "targets[0]: mlp.channel, 3 groups, layers 0-2: 120 -> 60 units",
         "targets[1]: attention.group, 2 groups, layers 1-2: 8 -> 6 units",
     ]
+
+
+def test_sequences_must_fit_the_model_where_any_are_read():
+    model = decoder("meta")
+    model.config.max_position_embeddings = 100
+    assert positions(model) == 100
+    target = {"role": "mlp.channel", "ratio": 0.5}
+    check_length(model, spec(target, training={"sequence_length": 100}))
+    check_length(model, spec(target, criterion="magnitude", training={"sequence_length": 101, "mode": "none"}))
+    with pytest.raises(SpecError, match="expected at most 100, the positions this model knows, got 101"):
+        check_length(model, spec(target, training={"sequence_length": 101}))

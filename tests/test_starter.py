@@ -91,7 +91,10 @@ def test_minima_are_respected(tmp_path):
 
 
 def test_a_model_with_nothing_to_prune_is_refused_with_the_reasons():
-    with pytest.raises(
-        SelectionError, match="'some/model' has nothing that can be pruned: hidden: the reason"
-    ):
+    with pytest.raises(SelectionError, match="'some/model' has nothing that can be pruned: hidden: the reason"):
         starter_spec(graph(group("hidden", None, 64, frozen="the reason")), "some/model")
+
+
+def test_sequences_are_no_longer_than_the_model_reads():
+    assert "sequence_length: 100\n" in starter_spec(graph(*ORDINARY), "some/model", 100)
+    assert "sequence_length: 512\n" in starter_spec(graph(*ORDINARY), "some/model", 4096)

@@ -68,9 +68,7 @@ def test_insisting_on_frozen_groups_prints_each_reason(graph):
     error = refusal({"role": ["vocab", "moe.expert"], "layers": [1, 2], "ratio": 0.5}, graph=graph)
     assert f"'block.1/moe.expert' and 1 more: {FROZEN}" in error.problems[0]
     assert "selects only groups that must not be pruned (2)" in error.problems[0]
-    error = refusal(
-        {"role": "vocab", "ratio": 0.5}, {"role": "moe.expert", "layers": 1, "keep": 1}, graph=graph
-    )
+    error = refusal({"role": "vocab", "ratio": 0.5}, {"role": "moe.expert", "layers": 1, "keep": 1}, graph=graph)
     assert len(error.problems) == 2
     assert "the loss reads it" in error.problems[0]
     assert FROZEN in error.problems[1]
@@ -115,9 +113,7 @@ def test_two_targets_for_one_group_are_refused(graph):
 def test_all_problems_come_at_once(graph):
     error = refusal({"role": "nope", "ratio": 0.5}, {"role": "vocab", "ratio": 0.5}, graph=graph)
     assert [p.split(":")[0] for p in error.problems] == ["targets[0]", "targets[1]"]
-    error = refusal(
-        {"role": "mlp.channel", "count": 40}, {"role": "attention.group", "count": 4}, graph=graph
-    )
+    error = refusal({"role": "mlp.channel", "count": 40}, {"role": "attention.group", "count": 4}, graph=graph)
     assert [p.split(":")[0] for p in error.problems] == ["targets[0].count", "targets[1].count"]
 
 
@@ -128,3 +124,10 @@ def test_what_does_no_harm_is_a_note(graph):
     (note,) = check(spec({"role": "attention.group", "ratio": 0.1}), graph)
     assert "targets[0].ratio: removes nothing from groups of 4 units" in note
     assert check(spec({"role": "attention.group", "ratio": 0}), graph) == []
+
+
+def test_a_ratio_of_pooled_units_is_that_of_the_pool(graph):
+    wanted = {"role": "attention.group", "ratio": 0.2}  # of 4 units each nothing, of 16 together 3
+    assert "removes nothing" in check(spec(wanted), graph)[0]
+    assert check(spec(wanted, scope="role"), graph) == []
+    assert check(spec(wanted, scope="global"), graph) == []

@@ -18,12 +18,14 @@ def command(
     trust_remote_code: Trust = False,
 ) -> None:
     """Write a commented spec for MODEL: what it has to prune, and every setting with its default."""
-    from graphprune.cli.models import graph_of
+    from graphprune.cli.models import structure
+    from graphprune.forecast import positions
     from graphprune.starter import starter_spec
+    from graphprune.trace import trace
 
     with working(f"tracing {model}"):
-        graph = graph_of(model, trust_remote_code=trust_remote_code)
-    text = starter_spec(graph, model)
+        empty = structure(model, trust_remote_code=trust_remote_code)
+        text = starter_spec(trace(empty), model, positions(empty))
     if file is None:
         out().print(text, end="")
     else:

@@ -33,7 +33,7 @@ def structure(name: str, *, trust_remote_code: bool = False) -> PreTrainedModel:
         with torch.device("meta"):
             auto: Any = AutoModelForCausalLM
             model: PreTrainedModel = auto.from_config(config, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # a config can make transformers raise anything, its own classes included
         raise CheckpointError(_no_model(name, error)) from None
     return model
 
@@ -56,7 +56,7 @@ def check_name(name: str) -> None:
 
 def _no_model(name: str, error: Exception) -> str:
     found = "a folder" if Path(name).is_dir() else "no such folder"
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    reason = " ".join(str(error).split("\n")[:2]).strip() or type(error).__name__
     return f"expected a decoder as a hub id or a local folder, got '{name}' ({found}): {reason}"
 
 

@@ -25,7 +25,7 @@ def command(
         out().print(f"{spec} is a valid spec. Give a MODEL too to check what it selects.")
         return
     from graphprune.cli.models import structure
-    from graphprune.forecast import preview, stock_obstacle
+    from graphprune.forecast import check_length, preview, stock_obstacle
     from graphprune.trace import trace
     from graphprune.validate import check
 
@@ -33,6 +33,7 @@ def command(
         loaded = structure(model, trust_remote_code=trust_remote_code)
         graph = trace(loaded)
     notes = check(wanted, graph, spec)
+    check_length(loaded, wanted, spec)
     lines = preview(wanted, graph)
     obstacle = stock_obstacle(loaded, wanted, graph) if "hf" in wanted.export.targets else ""
     if obstacle:

@@ -7,6 +7,7 @@ def test_what_init_writes_validates(run, tiny, tmp_path):
     result = run("init", tiny, "--out", tmp_path / "spec.yaml")
     assert result.exit_code == 0, result.output
     assert [t.role for t in load_spec(tmp_path / "spec.yaml").targets] == [("attention.group",), ("mlp.channel",)]
+    assert load_spec(tmp_path / "spec.yaml").training.sequence_length == 64  # all that this model reads
     result = run("validate", tmp_path / "spec.yaml", tiny)
     assert result.exit_code == 0, result.output
     assert "targets[0]: attention.group, 3 groups, layers 0-2: 12 -> 9 units" in result.stdout

@@ -2,7 +2,9 @@
 
 import pytest
 
-GOOD = "targets:\n  - {role: mlp.channel, ratio: 0.5}\n"
+from graphprune import demo
+
+GOOD = "targets:\n  - {role: mlp.channel, ratio: 0.5}\ntraining: {sequence_length: 32}\n"
 
 
 @pytest.fixture
@@ -34,7 +36,7 @@ def test_without_a_model_only_the_file_is_read(run, spec):
     ("text", "told"),
     [
         ("targets: [", "expected YAML, but it cannot be parsed (line 1"),
-        (GOOD + "trainig: {}", "trainig (line 3): unknown key. Did you mean 'training'?"),
+        (GOOD + "trainig: {}", "trainig (line 4): unknown key. Did you mean 'training'?"),
         (GOOD + "criterion: lorra", "unknown criterion 'lorra'. Did you mean 'lora'"),
         ("targets: [{role: mlp.channel, ratio: 1.0}]", "targets[0].ratio (line 1): expected less than 1, got 1.0"),
         ("targets: [{role: mlp.channel, ratio: 50}]", "(a percentage? write 0.5)"),
@@ -74,14 +76,19 @@ def test_a_spec_that_is_not_there(refused, tmp_path):
     assert "Did you mean 'loraprune'?" in refused("validate", "recipe:lora-prune")
 
 
-def test_recipes_fit_by_name(run, tiny):
-    result = run("validate", "recipe:wanda-sp", tiny)
+def test_recipes_fit_by_name(run):
+    result = run("validate", "recipe:quickstart", demo.model_path())
     assert result.exit_code == 0, result.output
-    assert "recipe:wanda-sp fits" in result.stdout
+    assert "recipe:quickstart fits" in result.stdout
+
+
+def test_sequences_longer_than_the_model_reads_are_refused(refused, tiny):
+    told = refused("validate", "recipe:wanda-sp", tiny)
+    assert "training.sequence_length: expected at most 64, the positions this model knows, got 2048" in told
 
 
 def test_a_result_that_no_stock_config_describes_is_foretold(run, tiny, spec):
-    result = run("validate", spec("targets: [{role: mlp.channel, ratio: 0.5, layers: 0}]"), tiny)
+    result = run("validate", spec(GOOD.replace("0.5", "0.5, layers: 0")), tiny)
     assert result.exit_code == 0, result.output
     assert (
         "note: the result will load with graphprune.load, not with stock from_pretrained: layers differ"

@@ -34,7 +34,7 @@ def structure(name: str, *, trust_remote_code: bool = False) -> PreTrainedModel:
             auto: Any = AutoModelForCausalLM
             model: PreTrainedModel = auto.from_config(config, trust_remote_code=trust_remote_code)
     except Exception as error:  # a config can make transformers raise anything, its own classes included
-        raise CheckpointError(_no_model(name, error)) from None
+        raise CheckpointError(_no_model(name, error)) from error
     return model
 
 

@@ -52,9 +52,7 @@ class CriterionSpec(BaseModel):
         return criterion(criterion.options_model.model_validate(self.options))
 
     @classmethod
-    def __get_pydantic_json_schema__(
-        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> dict[str, Any]:
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         average = {"type": "number", "minimum": 0, "exclusiveMaximum": 1, "default": 0.9}
         average["description"] = cls.model_fields["average"].description or ""
         forms: list[dict[str, Any]] = [{"type": "string", "enum": list(criteria.names())}]

@@ -106,9 +106,7 @@ def resolve_parameter(model: nn.Module, tensor: str) -> nn.Parameter:
     """
     value = resolve_tensor(model, tensor)
     if not isinstance(value, nn.Parameter):
-        raise ReshapeError(
-            f"expected '{tensor}' to be a parameter, found a buffer of shape {tuple(value.shape)}"
-        )
+        raise ReshapeError(f"expected '{tensor}' to be a parameter, found a buffer of shape {tuple(value.shape)}")
     return value
 
 

@@ -21,9 +21,7 @@ class Registry(Generic[T]):
         error: the error class raised for unknown names.
     """
 
-    def __init__(
-        self, kind: str, entry_point_group: str, error: type[GraphPruneError] = CriterionError
-    ) -> None:
+    def __init__(self, kind: str, entry_point_group: str, error: type[GraphPruneError] = CriterionError) -> None:
         self.kind = kind
         self._group = entry_point_group
         self._error = error

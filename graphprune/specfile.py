@@ -46,9 +46,7 @@ def load_spec(source: PruneSpec | Mapping[str, Any] | str | os.PathLike[str]) ->
 
 def dump_spec(spec: PruneSpec) -> str:
     """The spec as YAML, defaults written out; :func:`load_spec` gives an equal spec back."""
-    return yaml.safe_dump(
-        spec.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True
-    )
+    return yaml.safe_dump(spec.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)
 
 
 def recipes() -> tuple[str, ...]:
@@ -64,9 +62,7 @@ def recipe_text(name: str) -> str:
         SpecError: for an unknown name, with the nearest known ones.
     """
     if name not in recipes():
-        raise SpecError(
-            f"unknown recipe.{_did_you_mean(name, recipes())} Known: {', '.join(recipes())}", name
-        )
+        raise SpecError(f"unknown recipe.{_did_you_mean(name, recipes())} Known: {', '.join(recipes())}", name)
     return (resources.files("graphprune.specs") / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
 
 
@@ -117,12 +113,7 @@ def _problem(error: ErrorDetails, value: dict[str, Any], lines: Mapping[tuple[st
     hint = f". {field.description}" if field and field.description else ""
     if error["type"] == "missing":
         return f"{where}: expected, but missing{hint}"
-    told = (
-        error["msg"]
-        .split(", unable")[0]
-        .replace("Input should be", "expected")
-        .replace("valid tuple", "list")
-    )
+    told = error["msg"].split(", unable")[0].replace("Input should be", "expected").replace("valid tuple", "list")
     return f"{where}: {told}, got {error['input']!r}{_percent(key, error['input'])}{hint}"
 
 

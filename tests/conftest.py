@@ -53,7 +53,5 @@ def shared_data() -> Path:
     """The folder of real models and texts beside the checkout; the test is skipped where it is absent."""
     folder = REPOSITORY.parent / "shared" / "data"
     if not folder.is_dir():
-        pytest.skip(
-            "needs the real models and texts in ../shared/data (relative to the repository), not found"
-        )
+        pytest.skip("needs the real models and texts in ../shared/data (relative to the repository), not found")
     return folder

@@ -146,9 +146,7 @@ def sources(repository: Path) -> list[Path]:
     return found
 
 
-@pytest.mark.parametrize(
-    "rule", [architecture_names, unsafe_loading, undocumented], ids=lambda rule: rule.__name__
-)
+@pytest.mark.parametrize("rule", [architecture_names, unsafe_loading, undocumented], ids=lambda rule: rule.__name__)
 def test_house(rule: Rule, repository: Path):
     files = sources(repository)
     assert {"graphprune", "importance"} <= {path.relative_to(repository).parts[0] for path in files}

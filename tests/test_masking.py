@@ -81,9 +81,7 @@ GRAPH = DependencyGraph(
                 Member(tensor="experts.weight", dim=0, **whole(4)),
                 Member(tensor="experts.out", dim=0, **whole(4)),
             ),
-            sites=(
-                MaskSite(kind="logits", module="router", function="softmax", call=1, axis=Axis(**whole(4))),
-            ),
+            sites=(MaskSite(kind="logits", module="router", function="softmax", call=1, axis=Axis(**whole(4))),),
         ),
         Group(
             name="channels",
@@ -101,11 +99,7 @@ GRAPH = DependencyGraph(
             role="moe.out",
             layer=0,
             size=3,
-            members=(
-                Member(
-                    tensor="experts.out", dim=2, size=3, length=6, blocks=(Block(start=0, unit_stride=2),)
-                ),
-            ),
+            members=(Member(tensor="experts.out", dim=2, size=3, length=6, blocks=(Block(start=0, unit_stride=2),)),),
             sites=(
                 MaskSite(
                     kind="weight",
@@ -259,9 +253,7 @@ def test_a_weight_mask_covers_the_low_rank_factors(x):
     peft = pytest.importorskip("peft")
     torch.manual_seed(0)
     site = MaskSite(kind="weight", module="up.weight", dim=0, axis=Axis(**whole(8)))
-    graph = DependencyGraph(
-        shapes={}, groups=(Group(name="g", role="r", layer=0, size=8, members=(), sites=(site,)),)
-    )
+    graph = DependencyGraph(shapes={}, groups=(Group(name="g", role="r", layer=0, size=8, members=(), sites=(site,)),))
     config = peft.LoraConfig(r=2, target_modules=["up"], init_lora_weights=False)
     model = peft.get_peft_model(Net(), config)
     with torch.no_grad(), masked(model, PrunePlan.remove(graph, {"g": [5]}), graph):
@@ -275,9 +267,7 @@ def test_a_weight_mask_covers_the_low_rank_factors(x):
 def test_a_bare_parameter_with_lora_is_masked_as_a_whole(x):
     peft = pytest.importorskip("peft")
     torch.manual_seed(0)
-    config = peft.LoraConfig(
-        r=2, target_modules=[], target_parameters=["experts.out"], init_lora_weights=False
-    )
+    config = peft.LoraConfig(r=2, target_modules=[], target_parameters=["experts.out"], init_lora_weights=False)
     model = peft.get_peft_model(Net(), config)
     with torch.no_grad(), masked(model, plan(channels=[1, 2]), GRAPH):
         got = model(x.float())

@@ -97,11 +97,7 @@ def test_compiled_and_data_parallel_models(net):
 def test_errors_say_what_is_there(net):
     with pytest.raises(ReshapeError, match=r"no module 'model\.0\.gate'.*a Mlp, which has up, down"):
         resolve_module(net, "model.0.gate")
-    with pytest.raises(
-        ReshapeError, match=r"no tensor 'model\.0\.up\.scale'.*a Linear, which has weight, bias"
-    ):
+    with pytest.raises(ReshapeError, match=r"no tensor 'model\.0\.up\.scale'.*a Linear, which has weight, bias"):
         resolve_tensor(adapted(net), "model.0.up.scale")
-    with pytest.raises(
-        ReshapeError, match=r"'model\.0\.offset' to be a parameter, found a buffer of shape \(4,\)"
-    ):
+    with pytest.raises(ReshapeError, match=r"'model\.0\.offset' to be a parameter, found a buffer of shape \(4,\)"):
         resolve_parameter(net, "model.0.offset")

@@ -51,9 +51,7 @@ def test_packages_list_is_complete(repository: Path, pyproject: dict):
         if not (repository / name.replace(".", "/") / "__init__.py").is_file()
     ]
     if listed != sorted(listed):
-        problems.append(
-            f"pyproject.toml, [tool.setuptools] packages: keep the lines sorted: {sorted(listed)}"
-        )
+        problems.append(f"pyproject.toml, [tool.setuptools] packages: keep the lines sorted: {sorted(listed)}")
     assert not problems, "\n" + "\n".join(problems)
 
 
@@ -122,9 +120,7 @@ def test_constraints_satisfy_pyproject(repository: Path, pyproject: dict):
         assert found, f"constraints.txt: add an exact pin for {requirement.name} (pyproject.toml asks for it)"
         for pin in found:
             (version,) = (spec.version for spec in pin.specifier)
-            assert requirement.specifier.contains(version, prereleases=True), (
-                f"{pin} is outside {requirement}"
-            )
+            assert requirement.specifier.contains(version, prereleases=True), f"{pin} is outside {requirement}"
 
 
 @pytest.mark.parametrize("python", ["3.10", "3.11", "3.12"])

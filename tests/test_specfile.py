@@ -57,9 +57,7 @@ def test_what_is_no_mapping(problems, text, got):
 def test_an_unknown_key_gets_the_nearest_known_one(problems):
     found = problems(MINIMAL + "trainig: {steps: 2}\nlora: {rank: 4, alhpa: 2}\n")
     assert found[0].startswith("lora.rank (line 4): unknown key.")
-    assert found[1].startswith(
-        "lora.alhpa (line 4): unknown key. Did you mean 'alpha'? Known here: r, alpha,"
-    )
+    assert found[1].startswith("lora.alhpa (line 4): unknown key. Did you mean 'alpha'? Known here: r, alpha,")
     assert found[2].startswith("trainig (line 3): unknown key. Did you mean 'training'?")
 
 
@@ -112,9 +110,7 @@ def test_an_unknown_criterion_gets_the_nearest_known_one(problems):
 
 def test_wrong_options_of_a_criterion_are_told_as_the_spec_writes_them(problems):
     (problem,) = problems(MINIMAL + "criterion: {name: magnitude, agregate: sum}")
-    assert problem.startswith(
-        "criterion.agregate (line 3): unknown key. Did you mean 'aggregate'? Known here: name"
-    )
+    assert problem.startswith("criterion.agregate (line 3): unknown key. Did you mean 'aggregate'? Known here: name")
     (problem,) = problems(MINIMAL + "criterion: {name: magnitude, average: 1.5}")
     assert problem.startswith("criterion.average (line 3): expected less than 1, got 1.5")
 

@@ -11,12 +11,14 @@ from pathlib import Path
 import pytest
 import typer.main
 from transformers import AutoConfig, AutoModelForCausalLM
+from typer.testing import CliRunner
 
 import graphprune as gp
 from graphprune import demo
 from graphprune.cli import app
 from graphprune.importance import criteria
 from graphprune.schema import PruneSpec, Section
+from graphprune.specfile import recipes
 from graphprune.trace.rules import RULES
 from tests.docs.blocks import FENCE, Reader, blocks, commands
 from tests.docs.tables import TABLE, filled
@@ -138,6 +140,20 @@ def test_every_criterion_is_documented():
 def test_every_verb_is_documented():
     verbs = typer.main.get_command(app).commands
     assert {name for kind, name in tables_of("cli.md") if kind == "verb"} == set(verbs)
+
+
+@pytest.mark.parametrize("verb", typer.main.get_command(app).commands)
+def test_options_are_those_that_help_prints(verb):
+    text = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    section = text[text.index(f"<!-- table: verb {verb} -->") :].split("<!-- end of table -->")[0]
+    shown = CliRunner().invoke(app, [verb, "--help"]).stdout
+    told = set(re.findall(r"^  (?:-\w, )?(--[\w-]+)", shown, flags=re.MULTILINE)) - {"--help"}
+    assert told == set(re.findall(r"`(--[\w-]+)`", section))
+
+
+def test_every_recipe_is_documented():
+    text = (ROOT / "docs" / "specs.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `([\w-]+)` \|", text.split("## Recipes")[1], flags=re.MULTILINE)) == set(recipes())
 
 
 # --- the tests themselves -------------------------------------------------------------------------------

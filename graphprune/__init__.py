@@ -62,6 +62,7 @@ __all__ = [
     "PruneResult",
     "PruneSpec",
     "Selection",
+    "__version__",
     "load",
     "load_spec",
     "masked",
@@ -71,7 +72,6 @@ __all__ = [
     "save",
     "score",
     "trace",
-    "__version__",
 ]
 
 

@@ -122,6 +122,9 @@ def traced_integers(model: torch.nn.Module) -> Iterator[None]:
             plant(vars(config), owner)
         for path, module in model.named_modules():
             plant(vars(module), path)
+            own = vars(module).get("config")
+            if hasattr(own, "__dict__"):  # a view that this module alone reads; shared ones are planted already
+                plant(vars(own), "config")
         yield
     finally:
         for attributes, name, value in replaced:

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 
+import graphprune as gp
 from graphprune.trace import trace
 from graphprune.trace.integers import TracedInt, terms_of, traced_integers
 from tests.decoders import tiny
@@ -63,6 +64,16 @@ def test_counts_read_from_the_config_or_through_quotients_are_found():
     half = {**sizes, "transformer.h.2.self_attention/attention.group": 2}
     assert found["transformer.h.2.self_attention", "num_heads"].value(half) == 4
     assert found["transformer.h.2.self_attention", "num_kv_heads"].value(half) == 2
+
+
+def test_a_module_that_reads_its_own_view_of_the_config_is_followed():
+    model = tiny("phi3")
+    graph = trace(model)
+    heads = graph.select(role="attention.group").names
+    gp.reshape(model, gp.PrunePlan.remove(graph, {heads[0]: [0], heads[1]: [0, 1]}), graph)
+    again = trace(model)
+    rule = next(r for r in again.rules if (r.owner, r.reader) == ("config", "model.layers.1.self_attn"))
+    assert rule.attribute == "num_attention_heads" and rule.value(again.sizes()) == 4
 
 
 def test_equal_values_are_not_mistaken_for_each_other():

@@ -77,7 +77,10 @@ class PrunePlan(BaseModel):
             return cls.model_validate_json(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise PlanError(f"no plan file at {path}; plans are written by PrunePlan.save") from None
-        except (ValidationError, UnicodeDecodeError) as error:
+        except ValidationError as error:
+            problems = "; ".join(": ".join([*map(str, e["loc"]), e["msg"]]) for e in error.errors())
+            raise PlanError(f"{path} is not a prune plan: {problems}") from None
+        except (OSError, UnicodeDecodeError) as error:
             raise PlanError(f"{path} is not a prune plan: {error}") from None
 
     def save(self, file: str | os.PathLike[str]) -> None:
@@ -88,12 +91,22 @@ class PrunePlan(BaseModel):
         os.replace(temporary, path)
 
     def check(self, graph: DependencyGraph) -> None:
-        """Raises :class:`PlanError` unless the plan was made for ``graph``."""
+        """Checks that the plan was made for ``graph``, and removes nothing that must stay.
+
+        Raises:
+            PlanError: for another graph, and for a file that was edited by hand: listing every group that is frozen,
+                has another size, or is left below its minimum.
+        """
         if self.fingerprint != graph.fingerprint:
             raise PlanError(
                 f"the plan was made for a model with graph fingerprint {self.fingerprint}, "
                 f"this model has {graph.fingerprint}. Trace the model and make the plan again."
             )
+        if self.sizes != graph.sizes():
+            raise PlanError("the plan's sizes are not those of the graph whose fingerprint it has. Make it again.")
+        problems = [p for name, units in self.removed.items() for p in _problems(graph.by_name[name], units)]
+        if problems:
+            raise PlanError("the plan removes what must stay:\n" + "\n".join(f"  - {p}" for p in problems))
 
     def kept(self, group: str) -> tuple[int, ...]:
         """The unit indices of ``group`` that stay, sorted."""

@@ -49,6 +49,8 @@ def test_a_file_that_is_no_plan(tmp_path):
         PrunePlan.load(tmp_path / "plan.json")
     with pytest.raises(PlanError, match="no plan file at"):
         PrunePlan.load(tmp_path / "missing.json")
+    with pytest.raises(PlanError, match=r"is not a prune plan: .*directory"):
+        PrunePlan.load(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -69,3 +71,18 @@ def test_a_plan_for_another_model_is_refused():
     with pytest.raises(PlanError, match="made for a model with graph fingerprint"):
         plan.check(GRAPH.model_copy(update={"layers": 7}))
     plan.check(GRAPH)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"removed": {"hidden": (0,)}}, "group 'hidden' must not be pruned: it runs everywhere"),
+        ({"removed": {"a/experts": (0, 1, 2)}}, "below its minimum 2"),
+        ({"sizes": {"a/heads": 9}}, "the plan's sizes are not those of the graph"),
+    ],
+)
+def test_a_plan_edited_by_hand_cannot_remove_what_must_stay(changes, message):
+    plan = PrunePlan.remove(GRAPH, {"a/heads": [1]})
+    edited = plan.model_copy(update={k: {**getattr(plan, k), **v} for k, v in changes.items()})
+    with pytest.raises(PlanError, match=message):
+        edited.check(GRAPH)

@@ -52,10 +52,11 @@ def test_an_alias_is_cut_under_its_canonical_name():
 
 
 def test_nothing_may_be_left_of_a_dimension():
-    g = graph()
-    plan = PrunePlan(fingerprint=g.fingerprint, sizes=g.sizes(), removed={"input": (0, 1, 2, 3, 4)})
+    """Each group keeps its minimum, and together they keep nothing."""
+    groups = tuple(Group(name=n, role="r", layer=0, size=5, members=(INPUT,)) for n in "ab")
+    g = DependencyGraph(groups=groups, shapes={"qkv": (12, 5)})
     with pytest.raises(ReshapeError, match=r"leaves nothing of qkv \(dimension 1\)"):
-        plan_cuts(g, plan)
+        plan_cuts(g, PrunePlan.remove(g, {"a": [0, 1, 2], "b": [3, 4]}))
 
 
 def test_another_graph_is_refused():

@@ -109,8 +109,9 @@ def _assign_roles(drafts: list[Draft], stack: LayerStack) -> None:
     for draft in drafts:
         for m in draft.members:
             beside[m.tensor].add(draft.atom)
-    for draft in drafts:
         draft.layers = frozenset(stack.layer(m.tensor) for m in draft.members)
+    hidden = {d.atom for d in drafts if len(d.layers) > 1 or None in d.layers}
+    for draft in drafts:
         neighbours = {a for m in draft.members for a in beside[m.tensor]} - {draft.atom}
         written = {a for m in draft.members if m.consumes for a in beside[m.tensor]} - {draft.atom}
         draft.role = role_of(
@@ -119,7 +120,7 @@ def _assign_roles(drafts: list[Draft], stack: LayerStack) -> None:
                 layers=draft.layers,
                 produced=any(not m.consumes for m in draft.members),
                 consumed=any(m.consumes for m in draft.members),
-                feeds_attention=any(a.flags & {"heads", "matched"} for a in written),
+                writes_hidden=bool(written & hidden),
                 beside_experts=any("expert_weights" in a.flags for a in neighbours),
             )
         )

@@ -12,7 +12,8 @@ UNSUPPORTED = {
     "hidden": "the residual stream runs through every layer; pruning it is not supported yet",
     "vocab": "units are token ids; removing one would change the tokenizer",
     "position": "units are positions in the text",
-    "rank": "a low-rank bottleneck in front of attention; pruning it is not supported yet",
+    "rank": "an inner axis that does not lead back to the residual stream, such as a low-rank bottleneck in front of "
+    "attention; pruning it is not supported yet",
     "other": "the traced operations do not tell what this axis is",
 }
 """Why axes of these roles are frozen."""
@@ -27,7 +28,7 @@ class Evidence:
         layers: indices of the layers its tensors belong to; None for tensors outside of the main stack.
         produced: a weight writes this axis.
         consumed: a weight sums over this axis.
-        feeds_attention: a weight that sums over this axis writes heads.
+        writes_hidden: a weight that sums over this axis writes the residual stream.
         beside_experts: some tensor has an expert axis next to this one.
     """
 
@@ -35,7 +36,7 @@ class Evidence:
     layers: frozenset[int | None]
     produced: bool
     consumed: bool
-    feeds_attention: bool
+    writes_hidden: bool
     beside_experts: bool
 
 
@@ -60,7 +61,7 @@ def role_of(seen: Evidence) -> str:
         return "other"
     if seen.beside_experts:
         return "moe.channel"
-    return "rank" if seen.feeds_attention else "mlp.channel"
+    return "mlp.channel" if seen.writes_hidden else "rank"
 
 
 def inexact_reason(role: str, flags: frozenset[str], scales: bool = False) -> str | None:

@@ -7,8 +7,8 @@ import pytest
 from graphprune.trace.roles import PRUNABLE, UNSUPPORTED, Evidence, inexact_reason, role_of
 
 
-def seen(*flags, layers=(0,), produced=True, consumed=True, feeds_attention=False, beside_experts=False):
-    return Evidence(frozenset(flags), frozenset(layers), produced, consumed, feeds_attention, beside_experts)
+def seen(*flags, layers=(0,), produced=True, consumed=True, writes_hidden=True, beside_experts=False):
+    return Evidence(frozenset(flags), frozenset(layers), produced, consumed, writes_hidden, beside_experts)
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ def seen(*flags, layers=(0,), produced=True, consumed=True, feeds_attention=Fals
         (seen(layers=[None, 0]), "hidden"),
         (seen(), "mlp.channel"),
         (seen(beside_experts=True), "moe.channel"),
-        (seen(feeds_attention=True), "rank"),
+        (seen(writes_hidden=False), "rank"),
         (seen(consumed=False), "other"),
     ],
 )

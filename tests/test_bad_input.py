@@ -245,6 +245,14 @@ def test_a_plan_of_another_model(refused, desk):
     assert f"the plan was made for a model with graph fingerprint {other.fingerprint}, this model has" in message
 
 
+def test_a_plan_edited_to_remove_a_frozen_group(refused, desk):
+    graph = trace(tiny("llama"))
+    plan = PrunePlan(fingerprint=graph.fingerprint, sizes=graph.sizes(), removed={"hidden": (0,)})
+    plan.save(desk / "plan.json")
+    message = refused("apply", "model", "plan.json", text=None)
+    assert "the plan removes what must stay:\n  - group 'hidden' must not be pruned: the residual stream" in message
+
+
 # --- numbers that are none --------------------------------------------------------------------------------------------
 
 

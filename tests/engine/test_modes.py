@@ -115,15 +115,19 @@ def test_stages_are_timed(llama, graph, tokens):
         assert watch.stages == stages
 
 
-def test_an_interrupted_job_leaves_the_model_as_it_was(llama, graph, tokens, monkeypatch):
-    """Ctrl-C in the middle of training: no adapters, no hooks, the same outputs."""
+@pytest.mark.parametrize("adapted", [None, ["q_proj", "up_proj"]])
+def test_an_interrupted_job_leaves_the_model_as_it_was(adapted, llama, graph, tokens, monkeypatch):
+    """Ctrl-C in the middle of training: no adapters, no hooks, the same outputs.
+
+    Hooks on an adapted layer go with its adapter, so in one case the masked layers have none.
+    """
     from graphprune.engine import pruner
 
     def interrupt(self, step, seen):
         if step == 4:
             raise KeyboardInterrupt
 
-    spec, watch = make_spec(), Watch(tokens[:2])
+    spec, watch = make_spec(lora={"target_modules": adapted}), Watch(tokens[:2])
     original = pruner.Pruner.score
     monkeypatch.setattr(
         pruner.Pruner, "score", lambda self, step, seen: interrupt(self, step, seen) or original(self, step, seen)
@@ -134,6 +138,7 @@ def test_an_interrupted_job_leaves_the_model_as_it_was(llama, graph, tokens, mon
         run_mode(Job(model, graph, spec, data, watch.stage, watch.measure, progress=False))
     assert [n for n, _ in model.named_parameters()] == [n for n, _ in llama.named_parameters()]
     assert all(p.requires_grad for p in model.parameters())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     model.eval()
     with torch.no_grad():
         assert torch.equal(model(tokens[:2]).logits, llama(tokens[:2]).logits)

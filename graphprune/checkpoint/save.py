@@ -84,7 +84,7 @@ def save(
             report.save(partial)
         Manifest(
             tier=tier,
-            load=load_line(target, tier),
+            load=load_line(target, tier, adapter=hasattr(model, "merge_and_unload") and not merge_lora),
             architecture=history.architecture,
             base_name=history.base_name,
             base_config=history.base_config,
@@ -98,10 +98,15 @@ def save(
     return target
 
 
-def load_line(folder: Path, tier: str) -> str:
-    """The line of Python that loads a folder of the given tier."""
+def load_line(folder: Path, tier: str, *, adapter: bool = False) -> str:
+    """The line of Python that loads a folder of the given tier, with the adapters that lie beside its weights."""
     call = "transformers.AutoModelForCausalLM.from_pretrained" if tier == "hf" else "graphprune.load"
-    return f"model = {call}({str(folder)!r})"
+    loaded = f"{call}({str(folder)!r})"
+    return (
+        f"model = peft.PeftModel.from_pretrained({loaded}, {str(folder / 'adapter')!r})"
+        if adapter
+        else f"model = {loaded}"
+    )
 
 
 def _write_weights(model: Any, folder: Path, *, merge_lora: bool) -> None:

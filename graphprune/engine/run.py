@@ -186,7 +186,7 @@ class _Run:
 
     def write(self, outcome: Outcome, output: str | os.PathLike[str]) -> None:
         folder = check_output_folder(output)
-        self._facts["load"] = load_line(folder, self._facts["tier"])
+        self._facts["load"] = load_line(folder, self._facts["tier"], adapter=bare(outcome.model) is not outcome.model)
         ids, logits = self._proof(outcome.model)
 
         def prove(written: Path) -> None:

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from transformers.initialization import no_init_weights
 from transformers.utils import logging
 
+from graphprune.errors import TraceError
 from graphprune.names import bare, resolve_tensor
 from graphprune.reshape.candidates import Changes, Path, Shapes, candidates, fields, matching, uneven
 from graphprune.reshape.cut import cut_shape, plan_cuts
@@ -136,7 +137,10 @@ class _Search:
 
     def misread(self, changes: Changes, step: Step) -> str:
         """How a model of the right shapes would divide them otherwise (half the heads, or heads of half the size?)."""
-        sizes = trace(self._model(changes)).sizes()
+        try:
+            sizes = trace(self._model(changes)).sizes()
+        except TraceError as error:
+            return f"a config gives the same shapes but cannot run: {error}"
         after = step.plan.sizes_after()
         for name in (g.name for g in step.graph.groups if g.layer is not None and after[g.name] > 1):
             if sizes.get(name) != after[name]:

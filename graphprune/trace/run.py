@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -53,7 +54,7 @@ def trace(model: nn.Module, *, example_inputs: Mapping[str, Any] | None = None) 
 
 def _run(tracer: Tracer, model: nn.Module, tensors: dict[str, torch.Tensor], inputs: dict[str, Any]) -> Any:
     try:
-        with torch.no_grad(), traced_integers(model), following(tracer, model):
+        with torch.no_grad(), traced_integers(model), following(tracer, model), _told_once():
             return torch.func.functional_call(model, tensors, (), inputs)
     except Exception as error:
         where = tracer.where or type(model).__name__
@@ -105,6 +106,18 @@ def _prepared(model: nn.Module) -> Iterator[None]:
         model.train(training)
         for config, value in before:
             vars(config)[setting] = value
+
+
+@contextmanager
+def _told_once() -> Iterator[None]:
+    """Fake tensors log what they then raise; the error alone is enough."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _mark_ends(tracer: Tracer, inputs: Mapping[str, Any], outputs: Any) -> None:

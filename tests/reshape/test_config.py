@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM
 from graphprune.plan import PrunePlan
 from graphprune.reshape import cut_model, reshape
 from graphprune.reshape.candidates import fields, matching
-from graphprune.reshape.config import find_stock_config
+from graphprune.reshape.config import _Search, find_stock_config
 from graphprune.reshape.history import history_of
 from graphprune.reshape.view import ConfigView
 from graphprune.trace import trace
@@ -93,6 +93,16 @@ def test_without_weights_the_structure_decides_between_equal_shapes():
     graph = trace(model)
     reshape(model, remove(graph, {"attention.group": [0, 2]}), graph)
     assert (model.config.num_attention_heads, model.config.head_dim) == (2, 4)
+
+
+def test_a_config_that_cannot_run_is_no_candidate():
+    """Heads of size 3 have the right shapes for half of the heads, but rotary embeddings need an even size."""
+    model = tiny("llama")
+    graph = trace(model)
+    reshape(model, remove(graph, {"attention.group": [0, 2]}), graph)
+    search = _Search(type(model), type(model.config), history_of(model).base_config)
+    assert "cannot run" in search.misread({("head_dim",): 3}, history_of(model).steps[-1])
+    assert search.misread({("num_attention_heads",): 4, ("num_key_value_heads",): 2}, history_of(model).steps[-1]) == ""
 
 
 def test_layers_that_differ_read_their_own_config():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +24,8 @@ class Verbs(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with log_lines():
+                return super().invoke(ctx)
         except GraphPruneError as error:
             errors().print(f"error: {error}", style="red")
             raise typer.Exit(error.exit_code) from None
@@ -40,6 +42,27 @@ def out() -> Console:
 def errors() -> Console:
     """Standard error. No markup: ``targets[2].ratio`` is meant as it stands."""
     return Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
+
+
+class _Lines(logging.Handler):
+    """Prints each record as a line; above a progress bar, where one is drawn."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        errors().print(self.format(record))
+
+
+@contextmanager
+def log_lines() -> Iterator[None]:
+    """What the package logs (prune events, adjustments) appears on standard error."""
+    logger, handler = logging.getLogger("graphprune"), _Lines()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """How verbs fail and where they print."""
 
+import logging
 import subprocess
 import sys
 
@@ -8,7 +9,7 @@ import typer
 from typer.testing import CliRunner
 
 from graphprune.cli import app
-from graphprune.cli.console import Verbs
+from graphprune.cli.console import Verbs, log_lines
 from graphprune.errors import GraphPruneError, SpecError
 
 
@@ -78,3 +79,11 @@ def test_wrong_usage_is_told(arguments):
 
 
 VERBS = ("quickstart", "trace", "init", "validate", "prune", "apply", "eval", "schema")
+
+
+def test_what_the_package_logs_is_told(capsys):
+    log = logging.getLogger("graphprune.engine.callback")
+    with log_lines():
+        log.info("pruned at %s", "step 3")
+    log.info("nobody listens any more")
+    assert capsys.readouterr().err == "pruned at step 3\n"

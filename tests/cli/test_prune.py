@@ -55,6 +55,7 @@ def test_a_model_is_tuned_on_a_text(run, spec, tmp_path):
     out = tmp_path / "small"
     result = run("prune", demo.model_path(), spec(TUNED), "--data", demo.calibration_path(), "--out", out)
     assert result.exit_code == 0, result.output
+    assert "100.0% of the target, removed 1536 mlp.channel" in result.stderr, "a line per prune event"
     report = Report.read(out / "report.json")
     assert report.perplexity_tuned is not None
     assert report.after.parameters < report.before.parameters

@@ -31,6 +31,7 @@ CRITERIA: dict[str, dict[str, Any]] = {
     "wanda": {"name": "wanda"},
     "gate": {"name": "gate"},
     "taylor": {"name": "taylor"},
+    "torch-pruning": {"name": "torch_pruning", "importance": "GroupTaylorImportance"},
     "lora": {"name": "lora", "variant": "paper"},
     "lora-reference": {"name": "lora", "variant": "reference"},
 }
@@ -57,6 +58,7 @@ def run(
     length: int = 128,
     held_out: float = 0.1,
     scope: str = "layer",
+    rank: int = 8,
     evaluation: Annotated[Path | None, typer.Option(help="Text for the perplexity, instead of a part of TEXT.")] = None,
     separator: str = "\n",
 ) -> None:
@@ -78,7 +80,7 @@ def run(
             for mode in modes.split(","):
                 for name in criteria.split(","):
                     cell: dict[str, Any] = {"model": model.name, "criterion": name, "ratio": ratio, "mode": mode}
-                    cell |= {"seed": seed, "steps": steps, "scope": scope}
+                    cell |= {"seed": seed, "steps": steps, "scope": scope, "rank": rank}
                     if json.dumps(_key(cell)) in done:
                         continue
                     options = CRITERIA[name] | ({"seed": seed} if name == "random" else {})
@@ -87,7 +89,7 @@ def run(
                         "scope": scope,
                         "criterion": options,
                         "schedule": {"every": max(1, steps // 20)},
-                        "lora": {"dropout": 0.0},
+                        "lora": {"r": rank, "alpha": 2 * rank, "dropout": 0.0},
                         "training": {
                             "mode": mode,
                             "steps": steps,
@@ -157,7 +159,7 @@ def _rows(text: str, tokenizer: Any, separator: str, length: int) -> list[list[i
 
 
 def _key(cell: dict[str, Any]) -> list[Any]:
-    return [cell[k] for k in ("model", "criterion", "ratio", "mode", "seed", "steps", "scope")]
+    return [cell[k] for k in ("model", "criterion", "ratio", "mode", "seed", "steps", "scope", "rank")]
 
 
 def _cells(file: Path) -> list[dict[str, Any]]:

@@ -38,7 +38,7 @@ def trace(model: nn.Module, *, example_inputs: Mapping[str, Any] | None = None) 
     aliases = _aliases(model)
     tensors: dict[str, torch.Tensor] = dict(model.named_parameters())
     tensors.update(model.named_buffers())
-    persistent = {n for n in tensors if n in model.state_dict(keep_vars=True)}
+    persistent = model.state_dict(keep_vars=True).keys()
     with _prepared(model), FakeTensorMode(allow_non_fake_inputs=True):
         stand_ins = {n: _stand_in(t) for n, t in tensors.items()}
         register_parameters(tracer, {n: t for n, t in stand_ins.items() if n in persistent})

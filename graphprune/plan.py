@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -126,10 +127,11 @@ class PrunePlan(BaseModel):
         return f"PrunePlan({units} units of {len(self.removed)} groups)"
 
     def summary(self) -> dict[str, Any]:
-        """Removed and total units per role-like suffix of the group names, for reports."""
+        """Removed and total units per role, as the group names tell it, for reports."""
         out: dict[str, dict[str, int]] = {}
         for name, units in self.removed.items():
-            row = out.setdefault(name.rsplit("/", 1)[-1], {"groups": 0, "removed": 0, "of": 0})
+            role = re.sub(r"\.\d+$", "", name.rsplit("/", 1)[-1])  # a second group beside the first is numbered
+            row = out.setdefault(role, {"groups": 0, "removed": 0, "of": 0})
             row["groups"] += 1
             row["removed"] += len(units)
             row["of"] += self.sizes[name]

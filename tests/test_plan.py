@@ -36,6 +36,13 @@ def test_every_problem_is_reported_at_once():
     assert "unknown group 'nobody'" in text
 
 
+def test_the_summary_adds_up_by_role():
+    plan = PrunePlan(
+        fingerprint="x", sizes={"a/mlp.channel": 4, "a/mlp.channel.1": 6}, removed={"a/mlp.channel.1": (1, 2)}
+    )
+    assert plan.summary() == {"mlp.channel": {"groups": 1, "removed": 2, "of": 6}}
+
+
 def test_plans_survive_a_file(tmp_path):
     plan = PrunePlan.remove(GRAPH, {"a/heads": [1], "a/experts": [0, 3]})
     plan.save(tmp_path / "plan.json")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,9 +19,12 @@ if TYPE_CHECKING:
 
 
 def command(
-    folder: Annotated[Path, typer.Option("--out", help="The folder to write; must not exist, or be empty.")] = Path(
-        "quickstart"
-    ),
+    chosen: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", help="The folder to write; must not exist, or be empty. By default quickstart, or quickstart-2, …"
+        ),
+    ] = None,
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="Optimizer steps; fewer is faster.")] = None,
 ) -> None:
     """Prune the bundled demo decoder to half of its heads and channels while tuning it, in a minute or two."""
@@ -35,7 +39,7 @@ def command(
     spec = load_spec("recipe:quickstart")
     if steps is not None:
         spec = spec.model_copy(update={"training": spec.training.model_copy(update={"steps": steps})})
-    check_output_folder(folder)
+    folder = check_output_folder(chosen if chosen is not None else _unused(Path("quickstart")))
     with working("loading the demo decoder"):
         model, tokenizer = load_model(demo.model_path(), device=device_of(None))
     graph = trace(model)
@@ -55,6 +59,12 @@ def command(
     out().print(_table(result.report))
     for line in told(folder):
         out().print(line)
+
+
+def _unused(folder: Path) -> Path:
+    """``folder``, or the same with the first number that is free: trying twice must work, and overwrite nothing."""
+    numbered = (folder.with_name(f"{folder.name}-{n}") for n in itertools.count(2))
+    return next(f for f in itertools.chain([folder], numbered) if not f.exists())
 
 
 @contextmanager

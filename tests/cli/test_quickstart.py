@@ -7,7 +7,7 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM
 
 from graphprune import demo
-from graphprune.cli.quickstart import _table
+from graphprune.cli.quickstart import _table, _unused
 from graphprune.report import Measures, Report
 from graphprune.specfile import load_spec
 
@@ -17,6 +17,14 @@ def test_a_folder_with_something_in_it_is_refused_first(refused, tmp_path):
     message = refused("quickstart", "--out", tmp_path)
     assert "is not empty (1 entries, such as 'mine.txt')" in message
     assert "loading" not in message
+
+
+def test_trying_twice_takes_the_next_free_folder(tmp_path):
+    first = tmp_path / "quickstart"
+    assert _unused(first) == first
+    first.mkdir()
+    (tmp_path / "quickstart-2").mkdir()
+    assert _unused(first) == tmp_path / "quickstart-3"
 
 
 def test_its_recipe_prunes_the_demo_to_half_and_fits_its_context():

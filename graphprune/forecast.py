@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
 
 from graphprune import ranking
 from graphprune.engine.modes import needs_data
+from graphprune.engine.prepare import positions
 from graphprune.errors import SpecError
 from graphprune.graph import DependencyGraph
 from graphprune.inventory import layers_text, plural
@@ -50,14 +49,6 @@ def stock_obstacle(model: nn.Module, spec: PruneSpec, graph: DependencyGraph) ->
         return f"with scope '{spec.scope}' layers may end with different sizes, which most configs cannot express"
     reshape(model, ranking.plan(graph, spec, _no_scores(graph)), graph)
     return history_of(model).why_not
-
-
-def positions(model: nn.Module) -> int | None:
-    """The tokens that the model can read at once, as far as its config says."""
-    config: Any = getattr(model, "config", None)
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    found = getattr(text, "max_position_embeddings", None)
-    return found if isinstance(found, int) else None
 
 
 def check_length(model: nn.Module, spec: PruneSpec, source: str = "spec") -> None:

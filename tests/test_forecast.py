@@ -5,8 +5,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from graphprune import ranking
+from graphprune.engine.prepare import positions
 from graphprune.errors import SpecError
-from graphprune.forecast import check_length, positions, preview, stock_obstacle
+from graphprune.forecast import check_length, preview, stock_obstacle
 from graphprune.reshape import reshape
 from graphprune.reshape.history import history_of
 from graphprune.schema import PruneSpec

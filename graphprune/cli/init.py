@@ -19,7 +19,7 @@ def command(
 ) -> None:
     """Write a commented spec for MODEL: what it has to prune, and every setting with its default."""
     from graphprune.cli.models import structure
-    from graphprune.forecast import positions
+    from graphprune.engine.prepare import positions
     from graphprune.starter import starter_spec
     from graphprune.trace import trace
 

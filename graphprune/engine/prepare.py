@@ -71,6 +71,14 @@ def prepare(
     return Sequences(kept, held_out, f"{count} sequences held out of {train.source}")
 
 
+def positions(model: nn.Module) -> int | None:
+    """The tokens that the model can read at once, as far as its config says."""
+    config: Any = getattr(model, "config", None)
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    found = getattr(text, "max_position_embeddings", None)
+    return found if isinstance(found, int) else None
+
+
 def check_fits(sequences: Sequences, model: nn.Module, spec: PruneSpec) -> None:
     """Refuses data that the model cannot read, before anything is computed.
 
@@ -78,12 +86,10 @@ def check_fits(sequences: Sequences, model: nn.Module, spec: PruneSpec) -> None:
         DataError: token ids outside of the vocabulary.
         SpecError: sequences longer than the model's positions.
     """
-    config = cast(Any, bare(model)).config
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
-    length = spec.training.sequence_length
-    if isinstance(positions, int) and length > positions and (sequences.train or sequences.evaluation):
+    most, length = positions(bare(model)), spec.training.sequence_length
+    if most is not None and length > most and (sequences.train or sequences.evaluation):
         raise SpecError(
-            f"training.sequence_length: expected at most {positions}, the positions this model knows "
+            f"training.sequence_length: expected at most {most}, the positions this model knows "
             f"(max_position_embeddings), got {length}"
         )
     embedding = cast(Any, bare(model)).get_input_embeddings()

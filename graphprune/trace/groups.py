@@ -36,7 +36,8 @@ def build_graph(tracer: Tracer, model: nn.Module, tied: dict[str, str]) -> Depen
     _assign_roles(drafts, stack)
     _assign_names(drafts)
     by_atom = {d.atom: d for d in drafts}
-    groups = tuple(_group(tracer, d) for d in drafts)
+    reasons = frozen_reasons(tracer)
+    groups = tuple(_group(tracer, d, reasons.get(id(d.atom), [])) for d in drafts)
     prunable = {g.name for g in groups if g.frozen is None}
 
     def name(atom: Atom) -> str | None:
@@ -142,7 +143,7 @@ def _common_path(paths: list[str]) -> str:
     return ".".join(parts[:-1] if len(set(paths)) == 1 and len(parts) > 1 else parts)
 
 
-def _group(tracer: Tracer, draft: Draft) -> Group:
+def _group(tracer: Tracer, draft: Draft, reasons: list[str]) -> Group:
     flags = frozenset(draft.atom.flags)
     norms = _norms(tracer, draft)
     sites = _sites(tracer, draft) + _producers(draft, norms)
@@ -158,7 +159,7 @@ def _group(tracer: Tracer, draft: Draft) -> Group:
         norms=norms,
         exact=reason is None,
         inexact_reason=reason,
-        frozen=_frozen(tracer, draft, sites),
+        frozen=_frozen(tracer, draft, sites, reasons),
         minimum=max([1, *(n for e, n in tracer.minimums if draft.atom in atoms(e))]),
     )
 
@@ -188,9 +189,8 @@ def _producers(draft: Draft, norms: tuple[str, ...]) -> tuple[MaskSite, ...]:
     )
 
 
-def _frozen(tracer: Tracer, draft: Draft, sites: tuple[MaskSite, ...]) -> str | None:
+def _frozen(tracer: Tracer, draft: Draft, sites: tuple[MaskSite, ...], reasons: list[str]) -> str | None:
     flags = draft.atom.flags
-    reasons = frozen_reasons(tracer).get(id(draft.atom), [])
     if reasons:
         return "; ".join(reasons)
     if draft.role not in PRUNABLE:

@@ -148,7 +148,7 @@ class Tracer:
         names = [a.name for a in func._schema.arguments]
         defaults = {a.name: a.default_value for a in func._schema.arguments if a.has_default_value()}
         arguments = {**defaults, **dict(zip(names, args, strict=False)), **kwargs}
-        call = Call(self, name, func._overloadname, arguments, outputs)
+        call = Call(self, name, arguments, outputs)
         handler = RULES.get(name) or (pointwise if torch.Tag.pointwise in func.tags else Tracer._no_rule)
         try:
             handler(call)

@@ -111,6 +111,6 @@ def test_parameters_that_the_forward_never_met_are_reported_and_frozen():
 def test_a_group_that_no_mask_can_silence_is_frozen():
     draft = groups.Draft(Atom(14), role="mlp.channel")
     tracer = SimpleNamespace(frozen=[], valued=[])
-    assert groups._frozen(tracer, draft, ()) == (
+    assert groups._frozen(tracer, draft, (), []) == (
         "no place was found where a unit could be silenced, so removing cannot be checked"
     )

@@ -35,7 +35,6 @@ class Call:
 
     tracer: Tracer
     name: str
-    overload: str
     arguments: dict[str, Any]
     outputs: tuple[torch.Tensor, ...]
 

@@ -46,25 +46,32 @@ class Block(Value):
 
 
 class Axis(Value):
-    """A dimension of length ``length`` that a group of ``size`` units runs through."""
+    """A dimension of length ``length`` that a group of ``size`` units runs through.
+
+    All units lie in it, unless ``only`` names the one that has this tensor to itself (a layer, say).
+    """
 
     size: int
     length: int
     blocks: tuple[Block, ...]
+    only: int | None = None
 
     def indices(self, unit: int) -> torch.Tensor:
-        """Sorted int64 indices of ``unit`` along this dimension."""
+        """Sorted int64 indices of ``unit`` along this dimension; empty where the unit is not in it."""
         if not 0 <= unit < self.size:
             raise IndexError(f"unit {unit} is outside 0..{self.size - 1}")
-        return torch.cat([b.offsets() + unit * b.unit_stride for b in self.blocks]).sort().values
+        if self.only not in (None, unit):
+            return torch.empty(0, dtype=torch.int64)
+        step = 0 if self.only is not None else unit
+        return torch.cat([b.offsets() + step * b.unit_stride for b in self.blocks]).sort().values
 
     def unit_of(self) -> torch.Tensor:
         """For every index of the dimension the unit that owns it, or -1; int64 of shape ``(length,)``."""
         owner = torch.full((self.length,), -1, dtype=torch.int64)
-        units = torch.arange(self.size)
+        units = torch.arange(self.size) if self.only is None else torch.tensor([0])
         for block in self.blocks:
             where = block.offsets()[:, None] + units * block.unit_stride
-            owner[where] = units.expand_as(where)
+            owner[where] = (units if self.only is None else torch.tensor([self.only])).expand_as(where)
         return owner
 
 
@@ -81,6 +88,7 @@ class Member(Axis):
 
     def reduce(self, saliency: torch.Tensor) -> torch.Tensor:
         """Sums an element-wise saliency of the tensor's shape to units: float32 of shape ``(size,)``."""
+        saliency = saliency.reshape(1) if saliency.ndim == 0 else saliency
         rest = [d for d in range(saliency.ndim) if d != self.dim]
         return self.gather(saliency.sum(dim=rest) if rest else saliency)
 
@@ -98,14 +106,57 @@ class MaskSite(Value):
     ``input``: multiply the last dimension of the first argument of module ``module``.
     ``weight``: multiply dimension ``dim`` of the tensor named ``module`` (a parameter that is consumed directly).
     ``logits``: set to -inf, along ``dim``, the input of the ``call``-th call of ``function`` inside ``module``.
+    ``skip``: let entry u of the module list ``module`` hand on its argument ``argument`` as its output ``output``.
     """
 
-    kind: Literal["input", "weight", "logits"]
+    kind: Literal["input", "weight", "logits", "skip"]
     module: str
     axis: Axis
     dim: int = -1
     function: str = ""
     call: int = 0
+    argument: str = ""
+    output: str = ""
+
+
+class Numbering(Value):
+    """An attribute by which the entries of a module list know their place: ``scale·index + start``.
+
+    ``owner`` is the path of the module that has it, inside the entry (empty for the entry itself).
+    """
+
+    owner: str
+    attribute: str
+    scale: int
+    start: int
+
+
+class Stack(Value):
+    """A module list whose entries are units: entry u disappears with unit u, and later ones move up.
+
+    Attributes:
+        path: of the module list.
+        size: how many entries it has.
+        numbering: the attributes that must follow when entries move up.
+        lists: lists on the config, as (owner, attribute), with one item per entry; they lose the same items.
+        counts: integers on the config, as (owner, attribute), that say how many entries there are.
+    """
+
+    path: str
+    size: int
+    numbering: tuple[Numbering, ...] = ()
+    lists: tuple[tuple[str, str], ...] = ()
+    counts: tuple[tuple[str, str], ...] = ()
+
+
+class NormScale(Value):
+    """The scale of a norm over a pruned axis: multiplied by √(all/kept), ``offset`` being added before it is used.
+
+    With ``offset`` a the norm multiplies by a + γ, so that γ becomes (a + γ)·√(all/kept) − a.
+    """
+
+    tensor: str
+    offset: float = 0.0
 
 
 class Group(Value):
@@ -120,8 +171,9 @@ class Group(Value):
         inexact_reason: why not, where ``exact`` is False.
         frozen: None, or the reason why the group must not be pruned.
         minimum: how many units must stay at least.
-        norms: scales of root-mean-square norms over the axis, which are multiplied by √(all/kept) when units go
-            (the mean of squares is taken over fewer entries; the removed ones were zero).
+        norms: scales of norms over the axis, which are multiplied by √(all/kept) when units go (the mean of squares
+            is taken over fewer entries; the removed ones were zero).
+        stacks: module lists whose entries are the units, where a unit is a whole module.
     """
 
     name: str
@@ -134,7 +186,8 @@ class Group(Value):
     inexact_reason: str | None = None
     frozen: str | None = None
     minimum: int = 1
-    norms: tuple[str, ...] = ()
+    norms: tuple[NormScale, ...] = ()
+    stacks: tuple[Stack, ...] = ()
 
     @property
     def consumers(self) -> tuple[Member, ...]:

@@ -147,6 +147,7 @@ class Keep:
 
     def __init__(self, axis: Axis, mask: Tensor) -> None:
         owner = axis.unit_of()
+        self.units = mask
         self.length = axis.length
         self._keep = torch.where(owner >= 0, mask[owner.clamp(min=0)], torch.ones(()))
         self._copies: dict[tuple[torch.device, torch.dtype], Tensor] = {}
@@ -299,8 +300,41 @@ class MaskCall(TorchFunctionMode):
         return logits.masked_fill(self._mask.like(logits, self._site.dim) == 0, float("-inf"))
 
 
+def _skip_entries(model: nn.Module, site: MaskSite, keep: Keep) -> list[RemovableHandle]:
+    """Entries of the module list that are silenced hand on what they were given."""
+    gone = [u for u, stays in enumerate(keep.units.tolist()) if not stays]
+    return [
+        resolve_module(model, f"{site.module}.{u}").register_forward_hook(_handed_on(site), with_kwargs=True)
+        for u in gone
+    ]
+
+
+def _handed_on(site: MaskSite) -> Callable[..., Any]:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        given = _argument(module, site.argument, args, kwargs)
+        if not site.output:
+            return given
+        if isinstance(output, tuple):
+            place = int(site.output)
+            return (*output[:place], given, *output[place + 1 :])
+        output[site.output] = given
+        return output
+
+    return hook
+
+
+def _argument(module: nn.Module, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """An argument by keyword or by position, however it was passed this time."""
+    if name in kwargs:
+        return kwargs[name]
+    names = list(inspect.signature(module.forward).parameters)
+    position = int(name) if name.isdigit() else names.index(name)
+    return args[position] if position < len(args) else kwargs[names[position]]
+
+
 PLACERS: dict[str, Callable[[nn.Module, MaskSite, Keep], list[RemovableHandle]]] = {
     "input": _mask_input,
     "weight": _mask_weight,
     "logits": _mask_logits,
+    "skip": _skip_entries,
 }

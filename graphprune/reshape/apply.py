@@ -14,10 +14,11 @@ from graphprune.names import resolve_module
 from graphprune.plan import PrunePlan
 from graphprune.reshape.adapters import Slot, adapter_layers, adapter_slots, find_slot, update_features
 from graphprune.reshape.constants import constant_cuts, install
-from graphprune.reshape.cut import Cuts, cut_tensor, norm_scales, plan_cuts
+from graphprune.reshape.cut import Cuts, Rescale, cut_tensor, norm_scales, plan_cuts
 from graphprune.reshape.history import NOT_SETTLED, Step, history_of, remember
 from graphprune.reshape.rules import all_changes, rule_edits
 from graphprune.reshape.sizes import follow_sizes
+from graphprune.reshape.stacks import stack_edits
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,14 +41,14 @@ class _Edit:
     tensor: torch.Tensor
     slots: list[Slot]
     dims: dict[int, torch.Tensor] = field(default_factory=dict)
-    scale: float = 1.0
+    rescale: Rescale = Rescale()
 
     def narrow(self, dim: int, kept: torch.Tensor) -> None:
         self.dims[dim] = kept if dim not in self.dims else kept[torch.isin(kept, self.dims[dim])]
 
 
 def cut_model(model: nn.Module, graph: DependencyGraph, plan: PrunePlan) -> list[Replacement]:
-    """Removes the units of ``plan`` from ``model`` in place: tensors, adapters, stored sizes and constants.
+    """Removes the units of ``plan`` from ``model`` in place: tensors, adapters, stored sizes, constants, and whole layers.
 
     Parameters are replaced by new :class:`torch.nn.Parameter` objects (assigning ``.data`` would leave
     stale gradient accumulators); dtype, device and ``requires_grad`` stay, gradients are cut alike, tied
@@ -71,7 +72,7 @@ def _cut_model(model: nn.Module, graph: DependencyGraph, plan: PrunePlan) -> lis
     edits = _collect(model, graph, cuts)
     scales = norm_scales(graph, plan, cuts)
     for edit in edits:
-        edit.scale = scales.get(edit.name, 1.0)
+        edit.rescale = scales.get(edit.name, Rescale())
     edit_rules = rule_edits(model, all_changes(before, history, step))
     constants = constant_cuts(graph, plan)
     for path, _ in constants:
@@ -82,12 +83,15 @@ def _cut_model(model: nn.Module, graph: DependencyGraph, plan: PrunePlan) -> lis
         for layer in adapter_layers(model, name)
         for dim, kept in dims.items()
     ]
+    stacks = stack_edits(model, graph, plan)
     replaced = [_apply(edit) for edit in edits]
     for layer, name, dim, kept, ndim in features:
         update_features(layer, name, dim, kept, ndim)
     for edit_rule in edit_rules:
         edit_rule()
     install(model, constants)
+    for stack_edit in stacks:
+        stack_edit()
     remember(model, replace(history, stock=False, why_not=NOT_SETTLED))
     return replaced
 
@@ -162,8 +166,8 @@ def _places(model: nn.Module) -> dict[int, list[Slot]]:
 def _apply(edit: _Edit) -> Replacement:
     old = edit.tensor
     new: Any = cut_tensor(old.detach(), edit.dims)
-    if edit.scale != 1.0:
-        new = new * edit.scale
+    if edit.rescale.factor != 1.0:
+        new = edit.rescale(new)
     if isinstance(old, nn.Parameter):
         new = nn.Parameter(new, requires_grad=old.requires_grad)
         if old.grad is not None:

@@ -67,7 +67,7 @@ def _factors(step: Step) -> set[tuple[int, int]]:
     after = step.plan.sizes_after()
     through: dict[tuple[str, int], set[str]] = {}
     for group in step.graph.groups:
-        if after[group.name] != group.size:
+        if after[group.name] != group.size and not group.stacks:
             for m in group.members:
                 through.setdefault((m.tensor, m.dim), set()).add(group.name)
     found: set[tuple[int, int]] = set()
@@ -98,6 +98,9 @@ def matching(
     Fields that change no shape come last, one or two beside each set found: a forward pass may still read them.
     """
     kinds: dict[str, list[tuple[Path, Any]]] = {}
+    begun = build(start)
+    if begun is not None and begun.keys() == target.keys() != base.keys():
+        base = begun  # layers went; what is left is to be compared with what is left
     for path, value in options:
         if path not in start:
             kind = _judge(build({**start, path: value}), base, target)

@@ -25,6 +25,7 @@ from graphprune.names import bare, resolve_tensor
 from graphprune.reshape.candidates import Changes, Path, Shapes, candidates, fields, matching, uneven
 from graphprune.reshape.cut import cut_shape, plan_cuts
 from graphprune.reshape.history import History, Step, history_of, remember
+from graphprune.reshape.stacks import config_changes, renaming
 from graphprune.reshape.view import take_views
 from graphprune.trace import trace
 
@@ -141,11 +142,12 @@ class _Search:
             sizes = trace(self._model(changes)).sizes()
         except TraceError as error:
             return f"a config gives the same shapes but cannot run: {error}"
-        after = step.plan.sizes_after()
-        for name in (g.name for g in step.graph.groups if g.layer is not None and after[g.name] > 1):
-            if sizes.get(name) != after[name]:
+        after, renamed = step.plan.sizes_after(), renaming(step.graph, step.plan)
+        for old in (g.name for g in step.graph.groups if g.layer is not None and after[g.name] > 1):
+            name = renamed(old)
+            if name is not None and sizes.get(name) != after[old]:
                 got = f"has {sizes[name]} units" if name in sizes else "does not exist"
-                return f"a config gives the same shapes, but there '{name}' {got}; {after[name]} stayed"
+                return f"a config gives the same shapes, but there '{name}' {got}; {after[old]} stayed"
         return ""
 
     def _model(self, changes: Changes) -> PreTrainedModel:
@@ -168,6 +170,7 @@ def _solutions(search: _Search, history: History, shapes: Shapes, target: Shapes
         for rule in step.graph.rules:
             if rule.owner.startswith("config") and rule.value(after) != rule.value(step.plan.sizes):
                 forced[(*rule.owner.split(".")[1:], rule.attribute)] = rule.value(after)
+        forced.update(config_changes(step.graph, step.plan, search.base))
         options.extend(candidates(search.base, step))
     for extra in ({}, _explicit_head_size(search)):
         if extra is not None:
@@ -195,6 +198,8 @@ def _target(shapes: Shapes, steps: tuple[Step, ...]) -> Shapes:
             for same in (name, *aliases.get(name, ())):
                 if same in shapes:
                     shapes[same] = cut_shape(shapes[same], dims)
+        renamed = renaming(step.graph, step.plan)
+        shapes = {new: shape for name, shape in shapes.items() if (new := renamed(name)) is not None}
     return shapes
 
 

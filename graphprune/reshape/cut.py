@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 
@@ -31,7 +32,8 @@ def plan_cuts(graph: DependencyGraph, plan: PrunePlan) -> Cuts:
     plan.check(graph)
     stays: dict[str, dict[int, torch.Tensor]] = {}
     for name, units in plan.removed.items():
-        for member in graph.by_name[name].members if units else ():
+        group = graph.by_name[name]
+        for member in group.members if units and not group.stacks else ():
             dims = stays.setdefault(graph.tied.get(member.tensor, member.tensor), {})
             mine = _stays(member, units)
             other = dims.get(member.dim, mine)
@@ -47,14 +49,32 @@ def plan_cuts(graph: DependencyGraph, plan: PrunePlan) -> Cuts:
     return {t: {d: torch.nonzero(mask).flatten() for d, mask in dims.items()} for t, dims in stays.items()}
 
 
-def norm_scales(graph: DependencyGraph, plan: PrunePlan, cuts: Cuts) -> dict[str, float]:
-    """By what the scale of each root-mean-square norm over a cut axis is multiplied: √(all / kept).
+@dataclass(frozen=True)
+class Rescale:
+    """What becomes of a norm's scale γ: (γ + ``offset``)·``factor`` − ``offset``."""
+
+    factor: float = 1.0
+    offset: float = 0.0
+
+    def __call__(self, scale: torch.Tensor) -> torch.Tensor:
+        """The new scale, in the dtype of the old one."""
+        return ((scale + self.offset) * self.factor - self.offset).to(scale.dtype)
+
+
+def norm_scales(graph: DependencyGraph, plan: PrunePlan, cuts: Cuts) -> dict[str, Rescale]:
+    """By what the scale of each norm over a cut axis is multiplied: √(all / kept).
 
     The norm divides by √(Σx²/n). With the removed entries silent, Σx² stays while n falls to n', so the quotient
-    shrinks by √(n'/n); the scale γ·√(n/n') gives the old output back, up to the norm's epsilon.
+    shrinks by √(n'/n); the scale γ·√(n/n') gives the old output back, up to the norm's epsilon (and, of a layer norm,
+    its mean).
     """
-    names = {name for group, units in plan.removed.items() if units for name in graph.by_name[group].norms}
-    return {name: math.sqrt(graph.shapes[name][0] / len(cuts[name][0])) for name in sorted(names)}
+    pruned = [graph.by_name[group] for group, units in plan.removed.items() if units]
+    norms = {norm.tensor: norm.offset for group in pruned for norm in group.norms}
+    shapes = {name: (graph.shapes[name][-1], cuts[name]) for name in norms}
+    return {
+        name: Rescale(math.sqrt(size / len(dims[max(dims)])), norms[name])
+        for name, (size, dims) in sorted(shapes.items())
+    }
 
 
 def cut_tensor(tensor: torch.Tensor, dims: Mapping[int, torch.Tensor]) -> torch.Tensor:

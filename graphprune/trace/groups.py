@@ -9,13 +9,19 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from graphprune.graph import Axis, ConstantSlice, DependencyGraph, Group, MaskSite, Member, SizeRule
+from graphprune.graph import Axis, ConstantSlice, DependencyGraph, Group, MaskSite, Member, NormScale, SizeRule
 from graphprune.trace.axes import Atom, Expr, atoms, length, resolve
 from graphprune.trace.integer_rules import size_rules
 from graphprune.trace.integers import TracedInt, configs_of
+from graphprune.trace.depth import depth_groups
 from graphprune.trace.places import places
+from graphprune.trace.record import Norm
 from graphprune.trace.roles import PRUNABLE, UNSUPPORTED, Evidence, inexact_reason, role_of
+from graphprune.trace.stack import LayerStack
 from graphprune.trace.tracer import Tracer, frozen_reasons
+
+NORMED = frozenset({"mean_square", "normalised", "averaged"})
+"""Marks of an axis over which something is averaged, so that a unit counts even where nobody reads it."""
 
 
 @dataclass
@@ -31,13 +37,14 @@ class Draft:
 
 def build_graph(tracer: Tracer, model: nn.Module, tied: dict[str, str]) -> DependencyGraph:
     """The dependency graph of a traced model."""
-    stack = LayerStack(model)
+    stack = tracer.passages.stack
     drafts = _drafts(tracer)
-    _assign_roles(drafts, stack)
+    _assign_roles(drafts, stack, tracer.passages.stream())
     _assign_names(drafts)
     by_atom = {d.atom: d for d in drafts}
     reasons = frozen_reasons(tracer)
     groups = tuple(_group(tracer, d, reasons.get(id(d.atom), [])) for d in drafts)
+    groups += depth_groups(tracer, model)
     prunable = {g.name for g in groups if g.frozen is None}
 
     def name(atom: Atom) -> str | None:
@@ -56,26 +63,6 @@ def build_graph(tracer: Tracer, model: nn.Module, tied: dict[str, str]) -> Depen
         notes=tuple(dict.fromkeys(tracer.notes)),
         layers=stack.count,
     )
-
-
-class LayerStack:
-    """The main stack: the outermost module list that holds most parameters."""
-
-    def __init__(self, model: nn.Module) -> None:
-        lists = {
-            path: sum(p.numel() for p in module.parameters())
-            for path, module in model.named_modules()
-            if isinstance(module, nn.ModuleList)
-        }
-        outer = [p for p in lists if not any(p.startswith(q + ".") for q in lists)]
-        self.path = max(outer, key=lambda p: lists[p], default=None)
-        self.count = len(model.get_submodule(self.path)) if self.path is not None else 0  # type: ignore[arg-type]
-
-    def layer(self, tensor: str) -> int | None:
-        """The index of the layer that holds a tensor, or None."""
-        if self.path is None or not tensor.startswith(self.path + "."):
-            return None
-        return int(tensor[len(self.path) + 1 :].split(".", 1)[0])
 
 
 def _drafts(tracer: Tracer) -> list[Draft]:
@@ -105,24 +92,26 @@ def _same(left: Expr, right: Expr) -> bool:
     return [id(a) for a in atoms(left)] == [id(a) for a in atoms(right)] and length(left) == length(right)
 
 
-def _assign_roles(drafts: list[Draft], stack: LayerStack) -> None:
+def _assign_roles(drafts: list[Draft], stack: LayerStack, stream: set[int]) -> None:
     beside: dict[str, set[Atom]] = defaultdict(set)
     for draft in drafts:
         for m in draft.members:
             beside[m.tensor].add(draft.atom)
         draft.layers = frozenset(stack.layer(m.tensor) for m in draft.members)
-    hidden = {d.atom for d in drafts if len(d.layers) > 1 or None in d.layers}
+    if not stream:  # no layers: whatever is not local to one of them
+        stream = {id(d.atom) for d in drafts if len(d.layers) > 1 or None in d.layers}
     for draft in drafts:
         neighbours = {a for m in draft.members for a in beside[m.tensor]} - {draft.atom}
         written = {a for m in draft.members if m.consumes for a in beside[m.tensor]} - {draft.atom}
         draft.role = role_of(
             Evidence(
                 flags=frozenset(draft.atom.flags),
-                layers=draft.layers,
+                stream=id(draft.atom) in stream,
                 produced=any(not m.consumes for m in draft.members),
                 consumed=any(m.consumes for m in draft.members),
-                writes_hidden=bool(written & hidden),
-                beside_experts=any("expert_weights" in a.flags for a in neighbours),
+                writes_stream=any(id(a) in stream for a in written),
+                feeds=frozenset().union(*(a.flags for a in written)),
+                beside=frozenset().union(*(a.flags for a in neighbours)),
             )
         )
 
@@ -146,7 +135,7 @@ def _common_path(paths: list[str]) -> str:
 def _group(tracer: Tracer, draft: Draft, reasons: list[str]) -> Group:
     flags = frozenset(draft.atom.flags)
     norms = _norms(tracer, draft)
-    sites = _sites(tracer, draft) + _producers(draft, norms)
+    sites = _sites(tracer, draft) + _producers(draft)
     reason = inexact_reason(draft.role, flags, bool(norms))
     layers = draft.layers
     return Group(
@@ -164,25 +153,35 @@ def _group(tracer: Tracer, draft: Draft, reasons: list[str]) -> Group:
     )
 
 
-def _norms(tracer: Tracer, draft: Draft) -> tuple[str, ...]:
-    """The scales of the root-mean-square norms over this axis; empty unless every norm has one."""
+def _norms(tracer: Tracer, draft: Draft) -> tuple[NormScale, ...]:
+    """The scales of the norms over this axis that a factor corrects; empty unless every norm has one."""
     if draft.role not in PRUNABLE or "averaged" in draft.atom.flags:
         return ()
-    scales: list[str] = []
-    for expr, module in tracer.mean_squares:
-        if draft.atom in atoms(expr):
-            own = [m.tensor for m in draft.members if m.tensor.rpartition(".")[0] == module]
-            if len(own) != 1 or len(tracer.parameters[own[0]]) != 1 or own[0] in tracer.shifted:
+    scales: dict[str, float] = {}
+    for norm in tracer.norms:
+        if draft.atom in atoms(norm.axis):
+            scale = _scale_of(tracer, draft, norm)
+            offset = tracer.shifts.get(scale, 0.0) if scale is not None else None
+            if scale is None or offset is None:
                 return ()
-            scales.extend(own)
-    return tuple(scales)
+            scales[scale] = offset
+    return tuple(NormScale(tensor=name, offset=offset) for name, offset in scales.items())
 
 
-def _producers(draft: Draft, norms: tuple[str, ...]) -> tuple[MaskSite, ...]:
+def _scale_of(tracer: Tracer, draft: Draft, norm: Norm) -> str | None:
+    """The one vector along the axis by which a norm multiplies, or None."""
+    if norm.module is None:
+        own = sorted(norm.scales)
+    else:
+        own = [m.tensor for m in draft.members if m.tensor.rpartition(".")[0] == norm.module]
+    return own[0] if len(own) == 1 and len(tracer.parameters[own[0]]) == 1 else None
+
+
+def _producers(draft: Draft) -> tuple[MaskSite, ...]:
     """Under a norm, units must be silent before it: the slices that write them are masked too."""
-    if not norms:
+    if not draft.atom.flags & NORMED:
         return ()
-    writers = [m for m in draft.members if not m.consumes and m.tensor not in norms]
+    writers = [m for m in draft.members if not m.consumes]
     return tuple(
         MaskSite(kind="weight", module=m.tensor, dim=m.dim, axis=Axis(size=m.size, length=m.length, blocks=m.blocks))
         for m in writers

@@ -36,6 +36,7 @@ class Info:
         source: serial number of the tensor this one is a view of with the same last dimension.
         squared: whether this is the square of an activation, so that its mean is a mean square.
         selected: whether an integer tensor results from choosing positions by activation (top-k, arg-max).
+        entry: index of the layer in which it was computed; None outside of the stack, and for the stream itself.
     """
 
     dims: tuple[Expr, ...]
@@ -47,6 +48,16 @@ class Info:
     source: int | None = None
     squared: bool = False
     selected: bool = False
+    entry: int | None = None
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A norm over ``axis``: its scale by name where the operation takes it, else the module that computes it."""
+
+    axis: Expr
+    scales: frozenset[str] = frozenset()
+    module: str | None = None
 
 
 @dataclass

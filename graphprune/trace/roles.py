@@ -4,16 +4,28 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-PRUNABLE = ("attention.group", "attention.query", "mlp.channel", "moe.expert", "moe.channel")
+PRUNABLE = (
+    "attention.group",
+    "attention.query",
+    "mixer.head",
+    "mixer.channel",
+    "mlp.channel",
+    "moe.expert",
+    "moe.group",
+    "moe.channel",
+    "mla.q_rank",
+    "mla.kv_rank",
+    "rank",
+    "hidden",
+    "layer",
+)
 
 UNSUPPORTED = {
     "attention.qk_dim": "query/key dimensions take part in a product of two activations and in position embeddings",
     "attention.v_dim": "value dimensions of single heads are not pruned yet; prune attention.group instead",
-    "hidden": "the residual stream runs through every layer; pruning it is not supported yet",
+    "mixer.state": "state dimensions take part in a product of two activations; prune mixer.head or mixer.channel instead",
     "vocab": "units are token ids; removing one would change the tokenizer",
     "position": "units are positions in the text",
-    "rank": "an inner axis that does not lead back to the residual stream, such as a low-rank bottleneck in front of "
-    "attention; pruning it is not supported yet",
     "other": "the traced operations do not tell what this axis is",
 }
 """Why axes of these roles are frozen."""
@@ -25,19 +37,21 @@ class Evidence:
 
     Attributes:
         flags: marks left by operations (see :mod:`graphprune.trace.rules`).
-        layers: indices of the layers its tensors belong to; None for tensors outside of the main stack.
+        stream: the residual stream that runs through the layers has this axis.
         produced: a weight writes this axis.
         consumed: a weight sums over this axis.
-        writes_hidden: a weight that sums over this axis writes the residual stream.
-        beside_experts: some tensor has an expert axis next to this one.
+        writes_stream: a weight that sums over this axis writes the residual stream.
+        feeds: marks of the axes that weights write which sum over this axis.
+        beside: marks of the axes that some tensor has next to this one.
     """
 
     flags: frozenset[str]
-    layers: frozenset[int | None]
+    stream: bool
     produced: bool
     consumed: bool
-    writes_hidden: bool
-    beside_experts: bool
+    writes_stream: bool
+    feeds: frozenset[str]
+    beside: frozenset[str]
 
 
 def role_of(seen: Evidence) -> str:
@@ -45,34 +59,51 @@ def role_of(seen: Evidence) -> str:
     flags = seen.flags
     if flags & {"tokens", "output"}:
         return "vocab"
+    if seen.stream:
+        return "hidden"
     if "lookup" in flags and not flags & {"routed", "heads"}:
         return "position"
     if flags & {"routed", "chosen"}:
-        return "moe.expert"
+        return "moe.group" if "expert_groups" in flags else "moe.expert"
     if "heads" in flags:
-        return "attention.query" if "repeat" in flags else "attention.group"
+        return _heads(flags)
     if "matched" in flags:
-        return "attention.qk_dim"
+        return "attention.qk_dim" if "softmax_batch" in seen.beside else "mixer.state"
     if "mixed_values" in flags:
         return "attention.v_dim"
-    if len(seen.layers) > 1 or None in seen.layers:
-        return "hidden"
     if not (seen.produced and seen.consumed):
         return "other"
-    if seen.beside_experts:
+    if "expert_weights" in seen.beside:
         return "moe.channel"
-    return "mlp.channel" if seen.writes_hidden else "rank"
+    if "mixed_positions" in flags:
+        return "mixer.channel"
+    return "mlp.channel" if seen.writes_stream else _rank(seen.feeds)
 
 
-def inexact_reason(role: str, flags: frozenset[str], scales: bool = False) -> str | None:
+def _heads(flags: frozenset[str]) -> str:
+    if not flags & {"softmax_batch"}:
+        return "mixer.head"
+    return "attention.query" if "repeat" in flags and "joined" not in flags else "attention.group"
+
+
+def _rank(feeds: frozenset[str]) -> str:
+    """An inner axis in front of heads is a latent of attention; one that values come from, its KV latent."""
+    if "softmax_batch" not in feeds:
+        return "rank"
+    return "mla.kv_rank" if "mixed_values" in feeds else "mla.q_rank"
+
+
+def inexact_reason(role: str, flags: frozenset[str], corrected: bool = False) -> str | None:
     """Why removing a unit is not the same as silencing it, or None where it is the same.
 
-    ``scales`` says that every norm over the axis has a scale that can be corrected.
+    ``corrected`` says that every norm over the axis has a scale that can be corrected.
     """
-    if "mean_square" in flags and "averaged" not in flags and scales:
+    if "mean_square" in flags and "averaged" not in flags and corrected:
         return "a root-mean-square norm runs over this axis; its scale is corrected, which leaves the norm's epsilon"
-    if flags & {"averaged", "mean_square"}:
+    if "normalised" in flags and "averaged" not in flags and corrected:
+        return "a layer norm runs over this axis; its scale is corrected, which leaves the mean that it subtracts"
+    if flags & {"averaged", "mean_square", "normalised"}:
         return "a norm or mean is taken over this axis, so removing units changes it for those that stay"
-    if role != "moe.expert" and flags & {"summed", "softmax", "chosen"}:
+    if not role.startswith("moe.") and flags & {"summed", "softmax", "chosen"}:
         return "the axis is reduced without a weight, so a silenced unit still counts"
     return None

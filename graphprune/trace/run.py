@@ -16,6 +16,7 @@ from graphprune.graph import DependencyGraph
 from graphprune.trace.axes import atoms
 from graphprune.trace.groups import build_graph
 from graphprune.trace.integers import configs_of, traced_integers
+from graphprune.trace.stack import LayerStack, Passages
 from graphprune.trace.tracer import Tracer, following, register_parameters
 
 SEQUENCE = 11
@@ -34,7 +35,7 @@ def trace(model: nn.Module, *, example_inputs: Mapping[str, Any] | None = None) 
     Raises:
         TraceError: if the forward raises, with the module in which it happened and the original error.
     """
-    tracer = Tracer()
+    tracer = Tracer(Passages(LayerStack(model)))
     aliases = _aliases(model)
     tensors: dict[str, torch.Tensor] = dict(model.named_parameters())
     tensors.update(model.named_buffers())

@@ -11,13 +11,14 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_flatten_with_path
+from torch.utils._pytree import tree_flatten
 
 from graphprune.trace.axes import UNIT, AxisConflict, Expr, atoms, fresh, length
 from graphprune.trace.integers import Monomial, TracedInt, terms_of
-from graphprune.trace.record import Info, Kind, ModuleFrame, Records
+from graphprune.trace.record import Info, Kind, ModuleFrame, Norm, Records
 from graphprune.trace.rules import RULES, Call
 from graphprune.trace.rules.pointwise import pointwise
+from graphprune.trace.stack import Passages, named_leaves
 
 SILENT = frozenset(
     {"_assert_async", "_assert_scalar", "set_", "resize_", "record_stream", "_local_scalar_dense", "equal"}
@@ -60,6 +61,7 @@ class IntegerUse:
 class Tracer:
     """Everything learned from one forward pass; the rules write, :mod:`graphprune.trace.groups` reads."""
 
+    passages: Passages
     records: Records = field(default_factory=Records)
     parameters: dict[str, tuple[Expr, ...]] = field(default_factory=dict)
     touched: set[str] = field(default_factory=set)
@@ -69,8 +71,8 @@ class Tracer:
     frozen: list[tuple[Expr, str]] = field(default_factory=list)
     minimums: list[tuple[Expr, int]] = field(default_factory=list)
     valued: list[tuple[Expr, str]] = field(default_factory=list)
-    mean_squares: list[tuple[Expr, str]] = field(default_factory=list)
-    shifted: set[str] = field(default_factory=set)
+    norms: list[Norm] = field(default_factory=list)
+    shifts: dict[str, float | None] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     stack: list[ModuleFrame] = field(default_factory=list)
 
@@ -83,6 +85,7 @@ class Tracer:
         """Axes and provenance of a tensor as the running module sees it."""
         info = self.records.get(tensor, self.stack)
         self.touched |= info.params
+        self.passages.used(info)
         return info
 
     def put(self, tensor: torch.Tensor, dims: tuple[Expr, ...], **fields: Any) -> None:
@@ -90,7 +93,7 @@ class Tracer:
         if tuple(map(length, dims)) != tuple(tensor.shape):
             found = tuple(map(length, dims))
             raise AxisConflict(f"a rule produced lengths {found} for a result of shape {tuple(tensor.shape)}")
-        self.records.put(tensor, Info(dims=dims, scope=self.where, **fields))
+        self.records.put(tensor, Info(dims=dims, scope=self.where, entry=self.passages.current, **fields))
 
     def values_differ(self, expr: Expr) -> None:
         """A constant made here has another value at every position of ``expr``."""
@@ -255,7 +258,7 @@ def following(tracer: Tracer, model: nn.Module) -> Iterator[None]:
     with ExitStack() as stack:
         for path, module in model.named_modules():
             before = module.register_forward_pre_hook(_enter(tracer, path), with_kwargs=True, prepend=True)
-            after = module.register_forward_hook(_leave(tracer))
+            after = module.register_forward_hook(_leave(tracer, path))
             stack.callback(before.remove)
             stack.callback(after.remove)
         stack.enter_context(_Functions(tracer))
@@ -265,21 +268,20 @@ def following(tracer: Tracer, model: nn.Module) -> Iterator[None]:
 
 def _enter(tracer: Tracer, path: str) -> Callable[..., None]:
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        leaves, _ = tree_flatten_with_path((args, kwargs))
         arguments: dict[int, str] = {}
-        for keys, leaf in leaves:
-            if isinstance(leaf, torch.Tensor):
-                name = ".".join(str(getattr(k, "key", getattr(k, "idx", k))) for k in keys[1:])
-                arguments.setdefault(id(leaf), name)
+        for name, leaf in (*named_leaves(args), *named_leaves(kwargs)):
+            arguments.setdefault(id(leaf), name)
         given = next((v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor)), None)
         first = None if given is None else tracer.records.get(given).source
         tracer.stack.append(ModuleFrame(path, module, arguments, first))
+        tracer.passages.enter(path, (*named_leaves(args), *named_leaves(kwargs)), tracer.records)
 
     return hook
 
 
-def _leave(tracer: Tracer) -> Callable[..., None]:
-    def hook(module: nn.Module, *_: Any) -> None:
+def _leave(tracer: Tracer, path: str) -> Callable[..., None]:
+    def hook(module: nn.Module, _args: Any, outputs: Any) -> None:
+        tracer.passages.leave(path, outputs, tracer.records)
         while tracer.stack and tracer.stack.pop().module is not module:
             pass
 

@@ -132,3 +132,16 @@ def attention(call: Call) -> None:
     call.put([q.dims[0], q.dims[1], q.dims[2], v.dims[3]])
     for i, extra in enumerate(call.outputs[1:], start=1):
         call.put([fresh(n) for n in extra.shape], output=i)
+
+
+@rule("linalg_solve_triangular", "triangular_solve", "cholesky_solve")
+def solve(call: Call) -> None:
+    """Solves a system along the second last dimension; batches are solved side by side."""
+    left, right = call.tensors[:2]
+    a, b = call.info(left), call.info(right)
+    for mine, theirs in zip(a.dims[:-2], b.dims[:-2], strict=True):
+        unify(mine, theirs)
+    unify(a.dims[-1], b.dims[-2])
+    for expr in (a.dims[-2], a.dims[-1]):
+        call.tracer.freeze(expr, f"positions are mixed by '{call.name}'")
+    call.put(b.dims)

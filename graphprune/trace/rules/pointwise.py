@@ -54,9 +54,15 @@ def _squares(call: Call, tensors: list[torch.Tensor]) -> bool:
 
 
 def _note_shift(call: Call, tensors: list[torch.Tensor]) -> None:
-    """A weight to which a number is added (1 + scale) does not scale by being scaled."""
-    if call.name in ("add", "sub", "rsub") and len(tensors) == 1:
-        call.tracer.shifted |= call.info(tensors[0]).params
+    """A weight to which a number is added (1 + scale) is scaled by way of the sum."""
+    if call.name not in ("add", "sub", "rsub") or len(tensors) != 1:
+        return
+    number = call.get("other")
+    plain = call.name == "add" and isinstance(number, int | float) and call.get("alpha", 1) == 1
+    for name in call.info(tensors[0]).params:
+        known = call.tracer.shifts.setdefault(name, float(number) if plain else None)
+        if not plain or known != float(number):
+            call.tracer.shifts[name] = None
 
 
 @rule("clone", "_to_copy", "detach", "alias", "lift_fresh", "lift_fresh_copy", "masked_fill", "contiguous",

@@ -8,6 +8,7 @@ from graphprune.trace.axes import (
     UNIT,
     Concat,
     Expr,
+    atoms,
     concat,
     cut,
     fresh,
@@ -18,7 +19,7 @@ from graphprune.trace.axes import (
     strided,
     unify,
 )
-from graphprune.trace.record import Kind
+from graphprune.trace.record import Info, Kind
 from graphprune.trace.rules.table import Call, positive, rule
 
 
@@ -113,13 +114,21 @@ def cat(call: Call) -> None:
     tensors = [t for t in call["tensors"] if t.numel() or t.ndim > 1]
     infos = [call.info(t) for t in tensors]
     d = positive(call.get("dim", 0), tensors[0].ndim)
+    beside = [i for i in range(len(infos[0].dims)) if i != d]
+    joined = [i for i in beside if len({_repeats(info, i) for info in infos}) > 1]
     for other in infos[1:]:
-        for i, (a, b) in enumerate(zip(infos[0].dims, other.dims, strict=True)):
-            if i != d:
-                unify(a, b)
+        for i in beside:
+            unify(infos[0].dims[i], other.dims[i])
+    for atom in (a for i in joined for a in atoms(infos[0].dims[i])):
+        atom.flags.add("joined")
     dims = list(infos[0].dims)
     dims[d] = concat([i.dims[d] for i in infos])
     call.put(dims, *tensors)
+
+
+def _repeats(info: Info, dim: int) -> bool:
+    """Whether a dimension of an activation is mere repetition; next to one that is not, it repeats nothing."""
+    return any("repeat" in a.flags for a in atoms(info.dims[dim]))
 
 
 @rule("stack")

@@ -1,0 +1,110 @@
+"""Removing entries of module lists: whole layers, and what counts or numbers them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from graphprune.errors import ReshapeError
+from graphprune.graph import DependencyGraph, Numbering, Stack
+from graphprune.names import bare, resolve_module
+from graphprune.plan import PrunePlan
+from graphprune.reshape.view import ConfigView
+
+Edit = Callable[[], None]
+
+
+def removed_entries(graph: DependencyGraph, plan: PrunePlan) -> Iterator[tuple[Stack, tuple[int, ...]]]:
+    """Every module list that loses entries, with the indices that go."""
+    for name, units in plan.removed.items():
+        for stack in graph.by_name[name].stacks if units else ():
+            yield stack, units
+
+
+def stack_edits(model: nn.Module, graph: DependencyGraph, plan: PrunePlan) -> list[Edit]:
+    """What has to be done to remove the entries of ``plan``; nothing is changed before the edits are called.
+
+    Raises:
+        ReshapeError: if a module list is not the one that was traced.
+    """
+    edits: list[Edit] = []
+    for stack, units in removed_entries(graph, plan):
+        entries = resolve_module(model, stack.path)
+        if not isinstance(entries, nn.ModuleList) or len(entries) != stack.size:
+            raise ReshapeError(
+                f"expected '{stack.path}' to be a list of {stack.size} modules, which was traced, got "
+                f"{type(entries).__name__} of {len(list(entries.children()))}. Trace the model again and plan again."
+            )
+        kept = [u for u in range(stack.size) if u not in set(units)]
+        edits.append(partial(_drop, entries, kept, stack.numbering))
+        edits.extend(_config_edits(model, stack, kept))
+    return edits
+
+
+def _drop(entries: nn.ModuleList, kept: list[int], numbering: tuple[Numbering, ...]) -> None:
+    modules = list(entries)
+    entries._modules = {str(i): modules[u] for i, u in enumerate(kept)}
+    for index, entry in enumerate(entries):
+        inside = dict(entry.named_modules())
+        for rule in numbering:
+            owner = inside.get(rule.owner)
+            if owner is not None and rule.attribute in vars(owner):
+                setattr(owner, rule.attribute, rule.scale * index + rule.start)
+
+
+def _config_edits(model: nn.Module, stack: Stack, kept: list[int]) -> Iterator[Edit]:
+    for owner, attribute in stack.lists:
+        config = _config(model, owner)
+        items = vars(config)[attribute]
+        yield partial(_set, config, attribute, type(items)(items[u] for u in kept))
+    for owner, attribute in stack.counts:
+        yield partial(_set, _config(model, owner), attribute, len(kept))
+
+
+def _config(model: nn.Module, owner: str) -> Any:
+    found: Any = bare(model)
+    for name in owner.split("."):
+        found = getattr(found, name)
+    return found._base if isinstance(found, ConfigView) else found
+
+
+def _set(config: Any, attribute: str, value: Any) -> None:
+    # One field at a time would be refused by configs that check fields against each other.
+    object.__setattr__(config, attribute, value)
+
+
+def config_changes(graph: DependencyGraph, plan: PrunePlan, config: dict[str, Any]) -> dict[tuple[str, ...], Any]:
+    """Fields of a config (as plain values) that must change when entries go, with their new values."""
+    changes: dict[tuple[str, ...], Any] = {}
+    for stack, units in removed_entries(graph, plan):
+        kept = [u for u in range(stack.size) if u not in set(units)]
+        for owner, attribute in stack.counts:
+            changes[(*owner.split(".")[1:], attribute)] = len(kept)
+        for owner, attribute in stack.lists:
+            part = config
+            for name in owner.split(".")[1:]:
+                part = part[name]
+            if isinstance(part.get(attribute), list):
+                changes[(*owner.split(".")[1:], attribute)] = [part[attribute][u] for u in kept]
+    return changes
+
+
+def renaming(graph: DependencyGraph, plan: PrunePlan) -> Callable[[str], str | None]:
+    """What a module, tensor or group inside of a module list is called afterwards; None if it is gone."""
+    stacks = [(stack.path, [u for u in range(stack.size) if u not in set(units)])
+              for stack, units in removed_entries(graph, plan)]  # fmt: skip
+
+    def renamed(name: str) -> str | None:
+        for path, kept in stacks:
+            found = re.match(rf"{re.escape(path)}\.(\d+)(?=[./]|$)", name)
+            if found is not None:
+                if int(found[1]) not in kept:
+                    return None
+                name = f"{path}.{kept.index(int(found[1]))}{name[found.end() :]}"
+        return name
+
+    return renamed

@@ -1,0 +1,62 @@
+"""The group of whole layers: every entry of the main stack is a unit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from torch import nn
+
+from graphprune.graph import Axis, Block, Group, MaskSite, Member
+from graphprune.trace.stack import describe_stack
+from graphprune.trace.tracer import Tracer
+
+
+def depth_groups(tracer: Tracer, model: nn.Module) -> tuple[Group, ...]:
+    """The group of role ``layer``, frozen where layers depend on each other; none without a stack of two or more."""
+    stack = tracer.passages.stack
+    if stack.path is None or stack.count < 2:
+        return ()
+    obstacle = tracer.passages.obstacle()
+    passage = next((p for calls in tracer.passages.seen.values() for p in calls if p), None)
+    units = Axis(size=stack.count, length=stack.count, blocks=(Block(start=0, unit_stride=1),))
+    sites = ()
+    if passage is not None and obstacle is None:
+        skip = MaskSite(
+            kind="skip", module=stack.path, axis=units, argument=passage.argument, output=passage.output
+        )
+        sites = (skip,)
+    group = Group(
+        name=f"{stack.path}/layer",
+        role="layer",
+        layer=None,
+        size=stack.count,
+        members=tuple(_members(tracer, model)),
+        sites=sites,
+        frozen=obstacle,
+        stacks=(describe_stack(model, stack),),
+    )
+    return (group,)
+
+
+def _members(tracer: Tracer, model: nn.Module) -> Iterator[Member]:
+    """Every tensor that one layer has to itself, whole."""
+    stack = tracer.passages.stack
+    shared = _shared(model, tracer)
+    for name, dims in tracer.parameters.items():
+        layer = stack.layer(name)
+        if layer is not None and name not in shared:
+            length = math.prod(f.size for f in dims[0]) if dims else 1
+            whole = Block(start=0, unit_stride=length, loops=((length, 1),) if length > 1 else ())
+            yield Member(tensor=name, dim=0, size=stack.count, length=length, blocks=(whole,), only=layer)
+
+
+def _shared(model: nn.Module, tracer: Tracer) -> set[str]:
+    """Names of parameters that several layers hold."""
+    stack = tracer.passages.stack
+    holders: dict[int, set[int | None]] = {}
+    names: dict[int, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        holders.setdefault(id(parameter), set()).add(stack.layer(name))
+        names.setdefault(id(parameter), name)
+    return {names[key] for key, layers in holders.items() if len(layers) > 1}

@@ -1,0 +1,41 @@
+"""Convolutions: channels are summed over, or pass side by side; positions are mixed."""
+
+from __future__ import annotations
+
+from graphprune.trace.axes import Expr, atoms, fresh, unify
+from graphprune.trace.record import Kind
+from graphprune.trace.rules.table import Call, rule
+
+
+@rule("convolution", "_convolution", "conv1d", "conv2d", "conv3d", "convolution_overrideable", "mkldnn_convolution")
+def convolution(call: Call) -> None:
+    """Input (batch, C, …), weight (C_out, C / groups, …); with one group per channel, channels stay apart."""
+    tensor, weight = call.get("input", call.tensors[0]), call["weight"]
+    x, w = call.info(tensor), call.info(weight)
+    groups, channels = int(call["groups"]), int(tensor.shape[1])
+    if call.get("transposed"):
+        call.tracer.unknown(call)
+        return
+    if groups == 1:
+        unify(x.dims[1], w.dims[1])
+        if w.kind is Kind.WEIGHT and x.kind is Kind.ACTIVATION:
+            call.tracer.consumed(w.params, w.dims[1], x)
+        out = w.dims[0]
+    elif groups == channels == weight.shape[0]:
+        unify(x.dims[1], w.dims[0])
+        out = w.dims[0]
+        _mix(out)
+    else:
+        for expr in (x.dims[1], w.dims[0]):
+            call.tracer.freeze(expr, f"convolved in {groups} groups of channels")
+        out = w.dims[0]
+    bias = call.get("bias")
+    if bias is not None:
+        unify(out, call.info(bias).dims[0])
+    sizes = call.outputs[0].shape[2:]
+    call.put([x.dims[0], out, *(fresh(n) for n in sizes)])
+
+
+def _mix(channels: Expr) -> None:
+    for atom in atoms(channels):
+        atom.flags.add("mixed_positions")

@@ -1,0 +1,190 @@
+"""The main stack of layers: where it is, and how the text's stream runs through its entries.
+
+An entry can be left out whole if it hands on what it was given: one argument and one output carry the same axes (the
+residual stream), and nothing else that an entry computes is used by another one.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_flatten_with_path
+
+from graphprune.graph import Numbering, Stack
+from graphprune.trace.axes import Expr, atoms, length
+from graphprune.trace.integers import configs_of
+from graphprune.trace.record import Info, Kind, Records
+
+_CERTAIN = 8
+"""From this many entries on, a list of as many items is taken to be about them."""
+
+
+class LayerStack:
+    """The main stack: the outermost module list that holds most parameters."""
+
+    def __init__(self, model: nn.Module) -> None:
+        lists = {
+            path: sum(p.numel() for p in module.parameters())
+            for path, module in model.named_modules()
+            if isinstance(module, nn.ModuleList)
+        }
+        outer = [p for p in lists if not any(p.startswith(q + ".") for q in lists)]
+        self.path = max(outer, key=lambda p: lists[p], default=None)
+        self.count = len(model.get_submodule(self.path)) if self.path is not None else 0  # type: ignore[arg-type]
+
+    def layer(self, name: str) -> int | None:
+        """The index of the entry that holds a tensor or module, or None."""
+        if self.path is None or not name.startswith(self.path + "."):
+            return None
+        return int(name[len(self.path) + 1 :].split(".", 1)[0])
+
+    def entry(self, path: str) -> int | None:
+        """The index of the entry at ``path``, or None if there is none at exactly this path."""
+        index = self.layer(path)
+        return index if index is not None and path == f"{self.path}.{index}" else None
+
+
+@dataclass(frozen=True)
+class Passage:
+    """How one call of an entry handed on the stream: which argument became which output, and their axes."""
+
+    argument: str
+    output: str
+    given: tuple[Expr, ...]
+    returned: tuple[Expr, ...]
+
+
+@dataclass
+class Passages:
+    """What was seen of the stack's entries while the forward pass ran."""
+
+    stack: LayerStack
+    running: list[tuple[int, str, Info | None]] = field(default_factory=list)
+    seen: dict[int, list[Passage | None]] = field(default_factory=lambda: defaultdict(list))
+    crossings: set[tuple[int, int | None]] = field(default_factory=set)
+
+    @property
+    def current(self) -> int | None:
+        """The entry that runs now."""
+        return self.running[-1][0] if self.running else None
+
+    def enter(self, path: str, inputs: Iterable[tuple[str, torch.Tensor]], records: Records) -> None:
+        """An entry begins: its first activation of two or more dimensions is the stream."""
+        index = self.stack.entry(path)
+        if index is None:
+            return
+        for name, tensor in inputs:
+            info = records.get(tensor)
+            if info.kind is Kind.ACTIVATION and len(info.dims) > 1:
+                self.running.append((index, name, info))
+                return
+        self.running.append((index, "", None))
+
+    def leave(self, path: str, outputs: Any, records: Records) -> None:
+        """An entry ends: the first output of the stream's shape carries it on."""
+        index = self.stack.entry(path)
+        if index is None or self.current != index:
+            return
+        _, argument, given = self.running.pop()
+        found = None
+        for name, tensor in named_leaves(outputs):
+            info = records.get(tensor)
+            if given is not None and _lengths(info.dims) == _lengths(given.dims):
+                found = Passage(argument, name, given.dims, info.dims)
+                records.infos[tensor] = replace(info, entry=None)
+                break
+        self.seen[index].append(found)
+
+    def used(self, info: Info) -> None:
+        """A tensor is read; what another entry computed besides the stream ties the two together."""
+        if info.entry is not None and info.kind is Kind.ACTIVATION and info.entry != self.current:
+            self.crossings.add((info.entry, self.current))
+
+    def stream(self) -> set[int]:
+        """Identities of the atoms that the stream's last dimension is made of."""
+        return {id(a) for calls in self.seen.values() for p in calls if p for a in atoms(p.given[-1])}
+
+    def obstacle(self) -> str | None:
+        """Why entries cannot be left out one by one; None if they can."""
+        if len(self.seen) < self.stack.count:
+            idle = sorted(set(range(self.stack.count)) - set(self.seen))
+            return f"layer {idle[0]} did not run in the traced forward pass"
+        for index, calls in sorted(self.seen.items()):
+            for p in calls:
+                if p is None or not all(map(_same, p.given, p.returned)):
+                    return f"layer {index} does not hand on the residual stream that it is given"
+        if len({(p.argument, p.output) for calls in self.seen.values() for p in calls if p}) > 1:
+            return "layers take and hand on the residual stream in different places"
+        if self.crossings:
+            made, used = min(self.crossings, key=lambda c: (c[0], -1 if c[1] is None else c[1]))
+            where = "after the stack" if used is None else f"in layer {used}"
+            return f"layer {made} computes something besides the residual stream that is used {where}"
+        return None
+
+
+def named_leaves(tree: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors of nested arguments or outputs with their keys, joined by dots; empty for a bare tensor."""
+    for keys, leaf in tree_flatten_with_path(tree)[0]:
+        if isinstance(leaf, torch.Tensor):
+            yield ".".join(str(getattr(k, "key", getattr(k, "idx", k))) for k in keys), leaf
+
+
+def _lengths(dims: tuple[Expr, ...]) -> list[int]:
+    return [length(e) for e in dims]
+
+
+def _same(left: Expr, right: Expr) -> bool:
+    return length(left) == 1 or [id(a) for a in atoms(left)] == [id(a) for a in atoms(right)]
+
+
+def describe_stack(model: nn.Module, stack: LayerStack) -> Stack:
+    """The stack as a value, with everything outside of it that counts its entries."""
+    assert stack.path is not None
+    entries = model.get_submodule(stack.path)
+    return Stack(
+        path=stack.path,
+        size=stack.count,
+        numbering=tuple(_numbering(list(entries.children()))),
+        lists=tuple(_lists(model, stack.count)),
+        counts=tuple(_counts(model, stack.count)),
+    )
+
+
+def _numbering(entries: list[nn.Module]) -> Iterator[Numbering]:
+    """Integers that grow by the same step from entry to entry, in two or more entries."""
+    found: dict[tuple[str, str], dict[int, int]] = defaultdict(dict)
+    for index, entry in enumerate(entries):
+        for path, module in entry.named_modules():
+            for name, value in vars(module).items():
+                if isinstance(value, int) and not isinstance(value, bool) and not name.startswith("_"):
+                    found[path, name][index] = int(value)
+    for (path, name), values in found.items():
+        if len(values) < 2:
+            continue
+        (i, a), (j, b) = sorted(values.items())[:2]
+        scale, rest = divmod(b - a, j - i)
+        start = a - scale * i
+        if scale > 0 and not rest and all(v == scale * k + start for k, v in values.items()):
+            yield Numbering(owner=path, attribute=name, scale=scale, start=start)
+
+
+def _lists(model: nn.Module, count: int) -> Iterator[tuple[str, str]]:
+    for owner, config in configs_of(model):
+        for name, value in vars(config).items():
+            if not isinstance(value, list | tuple) or len(value) != count or name.endswith("_id"):
+                continue
+            about_layers = "layer" in name or all(isinstance(v, str) for v in value)
+            if about_layers or count >= _CERTAIN:
+                yield owner, name
+
+
+def _counts(model: nn.Module, count: int) -> Iterator[tuple[str, str]]:
+    for owner, config in configs_of(model):
+        name = getattr(config, "attribute_map", {}).get("num_hidden_layers", "num_hidden_layers")
+        if vars(config).get(name) == count:
+            yield owner, name

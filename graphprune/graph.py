@@ -106,10 +106,11 @@ class MaskSite(Value):
     ``input``: multiply the last dimension of the first argument of module ``module``.
     ``weight``: multiply dimension ``dim`` of the tensor named ``module`` (a parameter that is consumed directly).
     ``logits``: set to -inf, along ``dim``, the input of the ``call``-th call of ``function`` inside ``module``.
+    ``norm``: leave them out of what that call of a norm averages, and set its output to zero there.
     ``skip``: let entry u of the module list ``module`` hand on its argument ``argument`` as its output ``output``.
     """
 
-    kind: Literal["input", "weight", "logits", "skip"]
+    kind: Literal["input", "weight", "logits", "norm", "skip"]
     module: str
     axis: Axis
     dim: int = -1
@@ -150,13 +151,19 @@ class Stack(Value):
 
 
 class NormScale(Value):
-    """The scale of a norm over a pruned axis: multiplied by √(all/kept), ``offset`` being added before it is used.
+    """The scale γ of a norm over a pruned axis, and the epsilon that the norm adds to the mean of squares.
 
-    With ``offset`` a the norm multiplies by a + γ, so that γ becomes (a + γ)·√(all/kept) − a.
+    Attributes:
+        tensor: the scale's name.
+        offset: the norm multiplies by ``offset + γ``.
+        owner: path of the module that keeps the epsilon, where it is known.
+        epsilon: the epsilon's attribute there; empty where it is not known.
     """
 
     tensor: str
     offset: float = 0.0
+    owner: str = ""
+    epsilon: str = ""
 
 
 class Group(Value):
@@ -171,8 +178,8 @@ class Group(Value):
         inexact_reason: why not, where ``exact`` is False.
         frozen: None, or the reason why the group must not be pruned.
         minimum: how many units must stay at least.
-        norms: scales of norms over the axis, which are multiplied by √(all/kept) when units go (the mean of squares
-            is taken over fewer entries; the removed ones were zero).
+        norms: scales of norms over the axis, which are multiplied by √(all/kept) when units go, while epsilons are
+            multiplied by all/kept (the mean of squares is taken over fewer entries; the removed ones were zero).
         stacks: module lists whose entries are the units, where a unit is a whole module.
     """
 

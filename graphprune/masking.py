@@ -7,6 +7,8 @@ parameters, so taking it off restores the model bit by bit.
 from __future__ import annotations
 
 import inspect
+import math
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
@@ -249,7 +251,7 @@ class _MaskParametrization(nn.Module):
         return weight * self._mask.like(weight, self._dim)
 
 
-def _mask_logits(model: nn.Module, site: MaskSite, keep: Keep) -> list[RemovableHandle]:
+def _mask_call(model: nn.Module, site: MaskSite, keep: Keep) -> list[RemovableHandle]:
     module = resolve_module(model, site.module)
     running: list[MaskCall] = []
 
@@ -268,8 +270,11 @@ def _mask_logits(model: nn.Module, site: MaskSite, keep: Keep) -> list[Removable
     ]
 
 
+_THREAD = threading.local()
+
+
 class MaskCall(TorchFunctionMode):
-    """Sets removed units to -inf in the input of one call of one function.
+    """Masks one call of one function: removed units of logits become -inf, norms are taken over the others.
 
     ``torch.softmax``, ``torch.nn.functional.softmax`` and ``Tensor.softmax`` are the same function; what they
     call inside is not seen, so each counts once.
@@ -280,16 +285,55 @@ class MaskCall(TorchFunctionMode):
         self._site = site
         self._mask = keep
         self._calls = 0
+        self.target = (site.kind, site.module, site.function, site.call)
+
+    def __enter__(self) -> Self:
+        self._running().append(self)
+        return super().__enter__()  # type: ignore[no-untyped-call, no-any-return]
+
+    def __exit__(self, *error: Any) -> None:
+        self._running().remove(self)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+
+    @classmethod
+    def _running(cls) -> list[MaskCall]:
+        """The masks that are on in this thread: several groups may mask one norm, which is then computed once."""
+        if not hasattr(_THREAD, "running"):
+            _THREAD.running = []
+        found: list[MaskCall] = _THREAD.running
+        return found
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
         if getattr(func, "__name__", None) == self._site.function:
-            if self._calls == self._site.call:
-                args, kwargs = self._masked(args, kwargs)
             self._calls += 1
+            if self._calls == self._site.call + 1:
+                if self._site.kind == "norm":
+                    return self._norm(*args, **kwargs)
+                args, kwargs = self._masked(args, kwargs)
         return func(*args, **kwargs)
+
+    def _norm(
+        self,
+        input: Tensor,  # noqa: A002 - named as in torch.nn.functional
+        normalized_shape: Any,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        eps: float | None = None,
+    ) -> Tensor:
+        """``layer_norm`` or ``rms_norm`` over the units that stay; zero elsewhere."""
+        keep = math.prod(mode._mask.like(input, -1) for mode in self._running() if mode.target == self.target)
+        count = keep.sum()
+        wide = (input * keep).float()
+        if self._site.function == "layer_norm":
+            wide = (wide - wide.sum(-1, keepdim=True) / count) * keep
+        default = 1e-5 if self._site.function == "layer_norm" else torch.finfo(input.dtype).eps
+        variance = wide.square().sum(-1, keepdim=True) / count
+        normed = (wide * torch.rsqrt(variance + (default if eps is None else eps))).to(input.dtype)
+        scaled = normed if weight is None else normed * weight
+        return (scaled if bias is None else scaled + bias) * keep
 
     def _masked(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if args:
@@ -335,6 +379,7 @@ def _argument(module: nn.Module, name: str, args: tuple[Any, ...], kwargs: dict[
 PLACERS: dict[str, Callable[[nn.Module, MaskSite, Keep], list[RemovableHandle]]] = {
     "input": _mask_input,
     "weight": _mask_weight,
-    "logits": _mask_logits,
+    "logits": _mask_call,
+    "norm": _mask_call,
     "skip": _skip_entries,
 }

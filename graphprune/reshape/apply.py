@@ -10,11 +10,11 @@ from torch import nn
 
 from graphprune.errors import ReshapeError
 from graphprune.graph import DependencyGraph
-from graphprune.names import resolve_module
+from graphprune.names import plain, resolve_module
 from graphprune.plan import PrunePlan
 from graphprune.reshape.adapters import Slot, adapter_layers, adapter_slots, find_slot, update_features
 from graphprune.reshape.constants import constant_cuts, install
-from graphprune.reshape.cut import Cuts, Rescale, cut_tensor, norm_scales, plan_cuts
+from graphprune.reshape.cut import Cuts, Rescale, cut_tensor, norm_epsilons, norm_scales, plan_cuts
 from graphprune.reshape.history import NOT_SETTLED, Step, history_of, remember
 from graphprune.reshape.rules import all_changes, rule_edits
 from graphprune.reshape.sizes import follow_sizes
@@ -83,12 +83,18 @@ def _cut_model(model: nn.Module, graph: DependencyGraph, plan: PrunePlan) -> lis
         for layer in adapter_layers(model, name)
         for dim, kept in dims.items()
     ]
+    epsilons = [
+        (plain(resolve_module(model, owner)), attribute, factor)
+        for (owner, attribute), factor in norm_epsilons(graph, plan, cuts).items()
+    ]
     stacks = stack_edits(model, graph, plan)
     replaced = [_apply(edit) for edit in edits]
     for layer, name, dim, kept, ndim in features:
         update_features(layer, name, dim, kept, ndim)
     for edit_rule in edit_rules:
         edit_rule()
+    for owner, attribute, factor in epsilons:
+        setattr(owner, attribute, getattr(owner, attribute) * factor)
     install(model, constants)
     for stack_edit in stacks:
         stack_edit()

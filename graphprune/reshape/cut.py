@@ -70,11 +70,19 @@ def norm_scales(graph: DependencyGraph, plan: PrunePlan, cuts: Cuts) -> dict[str
     """
     pruned = [graph.by_name[group] for group, units in plan.removed.items() if units]
     norms = {norm.tensor: norm.offset for group in pruned for norm in group.norms}
-    shapes = {name: (graph.shapes[name][-1], cuts[name]) for name in norms}
-    return {
-        name: Rescale(math.sqrt(size / len(dims[max(dims)])), norms[name])
-        for name, (size, dims) in sorted(shapes.items())
-    }
+    return {name: Rescale(math.sqrt(_shrinkage(graph, cuts, name)), norms[name]) for name in sorted(norms)}
+
+
+def norm_epsilons(graph: DependencyGraph, plan: PrunePlan, cuts: Cuts) -> dict[tuple[str, str], float]:
+    """By what each norm's epsilon, as (module, attribute), is multiplied: all / kept, as the mean of squares is."""
+    pruned = [graph.by_name[group] for group, units in plan.removed.items() if units]
+    norms = {norm for group in pruned for norm in group.norms if norm.epsilon}
+    return {(n.owner, n.epsilon): _shrinkage(graph, cuts, n.tensor) for n in sorted(norms, key=lambda n: n.tensor)}
+
+
+def _shrinkage(graph: DependencyGraph, cuts: Cuts, scale: str) -> float:
+    """All over kept entries of a norm's scale."""
+    return graph.shapes[scale][0] / len(cuts[scale][0])
 
 
 def cut_tensor(tensor: torch.Tensor, dims: Mapping[int, torch.Tensor]) -> torch.Tensor:

@@ -6,6 +6,7 @@ import itertools
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Literal
 
 from torch import nn
 
@@ -18,7 +19,7 @@ from graphprune.trace.places import places
 from graphprune.trace.record import Norm
 from graphprune.trace.roles import PRUNABLE, UNSUPPORTED, Evidence, inexact_reason, role_of
 from graphprune.trace.stack import LayerStack
-from graphprune.trace.tracer import Tracer, frozen_reasons
+from graphprune.trace.tracer import NORMS, Tracer, frozen_reasons
 
 NORMED = frozenset({"mean_square", "normalised", "averaged"})
 """Marks of an axis over which something is averaged, so that a unit counts even where nobody reads it."""
@@ -135,8 +136,8 @@ def _common_path(paths: list[str]) -> str:
 def _group(tracer: Tracer, draft: Draft, reasons: list[str]) -> Group:
     flags = frozenset(draft.atom.flags)
     norms = _norms(tracer, draft)
-    sites = _sites(tracer, draft) + _producers(draft)
-    reason = inexact_reason(draft.role, flags, bool(norms))
+    sites = _sites(tracer, draft) + _producers(tracer, draft)
+    reason = inexact_reason(draft.role, flags, _remedies(tracer, draft, norms))
     layers = draft.layers
     return Group(
         name=draft.name,
@@ -153,35 +154,44 @@ def _group(tracer: Tracer, draft: Draft, reasons: list[str]) -> Group:
     )
 
 
+def _remedies(tracer: Tracer, draft: Draft, norms: tuple[NormScale, ...]) -> frozenset[str]:
+    """What can be done about the norms over an axis (see :func:`graphprune.trace.roles.inexact_reason`)."""
+    found = {"scale"} if norms else set()
+    if all(n.epsilon for n in norms):
+        found.add("epsilon")
+    masked = sum(c.function in NORMS and draft.atom in atoms(c.dims[c.dim]) for c in tracer.functions)
+    if masked == sum(draft.atom in atoms(expr) for expr in tracer.normalised):
+        found.add("statistics")
+    return frozenset(found)
+
+
 def _norms(tracer: Tracer, draft: Draft) -> tuple[NormScale, ...]:
     """The scales of the norms over this axis that a factor corrects; empty unless every norm has one."""
     if draft.role not in PRUNABLE or "averaged" in draft.atom.flags:
         return ()
-    scales: dict[str, float] = {}
-    for norm in tracer.norms:
-        if draft.atom in atoms(norm.axis):
-            scale = _scale_of(tracer, draft, norm)
-            offset = tracer.shifts.get(scale, 0.0) if scale is not None else None
-            if scale is None or offset is None:
-                return ()
-            scales[scale] = offset
-    return tuple(NormScale(tensor=name, offset=offset) for name, offset in scales.items())
+    scales = [_scale_of(tracer, draft, norm) for norm in tracer.norms if draft.atom in atoms(norm.axis)]
+    found = [scale for scale in scales if scale is not None]
+    return tuple(dict.fromkeys(found)) if len(found) == len(scales) else ()
 
 
-def _scale_of(tracer: Tracer, draft: Draft, norm: Norm) -> str | None:
-    """The one vector along the axis by which a norm multiplies, or None."""
-    if norm.module is None:
-        own = sorted(norm.scales)
-    else:
-        own = [m.tensor for m in draft.members if m.tensor.rpartition(".")[0] == norm.module]
-    return own[0] if len(own) == 1 and len(tracer.parameters[own[0]]) == 1 else None
+def _scale_of(tracer: Tracer, draft: Draft, norm: Norm) -> NormScale | None:
+    """The one vector along the axis by which a norm multiplies, with the norm's epsilon; None without a vector."""
+    own = {m.tensor for m in draft.members if m.tensor.rpartition(".")[0] == norm.module}
+    if len(own) != 1 or len(tracer.parameters[min(own)]) != 1:
+        return None
+    offset = tracer.shifts.get(min(own), 0.0)
+    if offset is None:
+        return None
+    epsilons = tracer.epsilons.get(norm.module, set())
+    owner, attribute = next(iter(epsilons)) if len(epsilons) == 1 else ("", "")
+    return NormScale(tensor=min(own), offset=offset, owner=owner, epsilon=attribute)
 
 
-def _producers(draft: Draft) -> tuple[MaskSite, ...]:
+def _producers(tracer: Tracer, draft: Draft) -> tuple[MaskSite, ...]:
     """Under a norm, units must be silent before it: the slices that write them are masked too."""
     if not draft.atom.flags & NORMED:
         return ()
-    writers = [m for m in draft.members if not m.consumes]
+    writers = [m for m in draft.members if not m.consumes or m.tensor in tracer.looked_up]
     return tuple(
         MaskSite(kind="weight", module=m.tensor, dim=m.dim, axis=Axis(size=m.size, length=m.length, blocks=m.blocks))
         for m in writers
@@ -205,8 +215,8 @@ def _frozen(tracer: Tracer, draft: Draft, sites: tuple[MaskSite, ...], reasons: 
 
 
 def _sites(tracer: Tracer, draft: Draft) -> tuple[MaskSite, ...]:
-    if draft.role == "moe.expert":
-        return _logit_sites(tracer, draft)
+    if draft.role in ("moe.expert", "moe.group"):
+        return _call_sites(tracer, draft, "logits")
     sites: dict[tuple[str, str], MaskSite] = {}
     for c in tracer.consumptions:
         blocks = places(c.inner).get(draft.atom)
@@ -220,18 +230,18 @@ def _sites(tracer: Tracer, draft: Draft) -> tuple[MaskSite, ...]:
             if m.consumes and m.tensor in c.params:
                 own = Axis(size=m.size, length=m.length, blocks=m.blocks)
                 sites[("weight", m.tensor)] = MaskSite(kind="weight", module=m.tensor, axis=own, dim=m.dim)
-    return tuple(sites.values())
+    return (*sites.values(), *_call_sites(tracer, draft, "norm"))
 
 
-def _logit_sites(tracer: Tracer, draft: Draft) -> tuple[MaskSite, ...]:
+def _call_sites(tracer: Tracer, draft: Draft, kind: Literal["logits", "norm"]) -> tuple[MaskSite, ...]:
     sites = []
-    for call in tracer.functions:
+    for call in (c for c in tracer.functions if (c.function in NORMS) == (kind == "norm")):
         blocks = places(call.dims[call.dim]).get(draft.atom) if call.dims else None
         if blocks is not None:
             axis = Axis(size=draft.atom.size, length=length(call.dims[call.dim]), blocks=tuple(blocks))
             dim = call.dim - len(call.dims)
             site = MaskSite(
-                kind="logits", module=call.module, axis=axis, dim=dim, function=call.function, call=call.call
+                kind=kind, module=call.module, axis=axis, dim=dim, function=call.function, call=call.call
             )
             sites.append(site)
     return tuple(sites)

@@ -1,8 +1,9 @@
-"""Python integers that remember which attribute they were read from.
+"""Python numbers that remember which attribute they were read from.
 
 A forward that reads ``self.num_heads`` must be told when heads are removed. Guessing the attribute by its value is
 dangerous (eight heads, a window of eight), so the tracer replaces integer attributes by :class:`TracedInt` while it
-runs: when one arrives in a view, a slice or a split, the axis it measures is known.
+runs: when one arrives in a view, a slice or a split, the axis it measures is known. Floats are remembered to find the
+epsilon that a norm adds.
 """
 
 from __future__ import annotations
@@ -77,6 +78,23 @@ class TracedInt(int):
         return int, (int(self),)
 
 
+class TracedFloat(float):
+    """A number that remembers the module attribute it was read from; what is computed with it is a plain number."""
+
+    source: Source
+
+    def __new__(cls, value: float, source: Source) -> Self:
+        number = super().__new__(cls, value)
+        number.source = source
+        return number
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TracedFloat:
+        return self
+
+    def __reduce__(self) -> Any:
+        return float, (float(self),)
+
+
 def _join(left: Monomial, right: Monomial, sign: int) -> Monomial:
     exponents = dict(left)
     for source, exponent in right:
@@ -103,9 +121,9 @@ def terms_of(number: int) -> Terms:
 
 
 @contextmanager
-def traced_integers(model: torch.nn.Module) -> Iterator[None]:
-    """Replaces the integer attributes of all modules and configs of ``model`` while the context is open."""
-    replaced: list[tuple[dict[str, Any], str, int]] = []
+def traced_numbers(model: torch.nn.Module) -> Iterator[None]:
+    """Replaces the integers of all modules and configs of ``model``, and the floats of its modules, while it is open."""
+    replaced: list[tuple[dict[str, Any], str, int | float]] = []
     seen: set[int] = set()
 
     def plant(attributes: dict[str, Any], owner: str) -> None:
@@ -116,6 +134,9 @@ def traced_integers(model: torch.nn.Module) -> Iterator[None]:
             if type(value) is int and value > 1 and not name.startswith("_"):
                 replaced.append((attributes, name, value))
                 attributes[name] = TracedInt(value, {(((owner, name), 1),): 1})
+            elif type(value) is float and not owner.startswith("config"):
+                replaced.append((attributes, name, value))
+                attributes[name] = TracedFloat(value, (owner, name))
 
     try:
         for owner, config in configs_of(model):

@@ -35,6 +35,7 @@ class Info:
         uniform: a constant whose elements are all alike (zeros, ones, full), so that any slice of it is right.
         source: serial number of the tensor this one is a view of with the same last dimension.
         squared: whether this is the square of an activation, so that its mean is a mean square.
+        mean_square: whether this is a mean of squares, to which a norm adds its epsilon.
         selected: whether an integer tensor results from choosing positions by activation (top-k, arg-max).
         entry: index of the layer in which it was computed; None outside of the stack, and for the stream itself.
     """
@@ -47,17 +48,17 @@ class Info:
     uniform: bool = False
     source: int | None = None
     squared: bool = False
+    mean_square: bool = False
     selected: bool = False
     entry: int | None = None
 
 
 @dataclass(frozen=True)
 class Norm:
-    """A norm over ``axis``: its scale by name where the operation takes it, else the module that computes it."""
+    """A mean of squares over ``axis`` that module ``module`` computes by itself."""
 
     axis: Expr
-    scales: frozenset[str] = frozenset()
-    module: str | None = None
+    module: str
 
 
 @dataclass

@@ -93,17 +93,18 @@ def _rank(feeds: frozenset[str]) -> str:
     return "mla.kv_rank" if "mixed_values" in feeds else "mla.q_rank"
 
 
-def inexact_reason(role: str, flags: frozenset[str], corrected: bool = False) -> str | None:
+def inexact_reason(role: str, flags: frozenset[str], remedies: frozenset[str] = frozenset()) -> str | None:
     """Why removing a unit is not the same as silencing it, or None where it is the same.
 
-    ``corrected`` says that every norm over the axis has a scale that can be corrected.
+    ``remedies`` says what can be done about the norms over the axis: ``scale`` (each has a scale to correct),
+    ``epsilon`` (and an epsilon), ``statistics`` (masks can leave units out of what a norm averages).
     """
-    if "mean_square" in flags and "averaged" not in flags and corrected:
-        return "a root-mean-square norm runs over this axis; its scale is corrected, which leaves the norm's epsilon"
-    if "normalised" in flags and "averaged" not in flags and corrected:
-        return "a layer norm runs over this axis; its scale is corrected, which leaves the mean that it subtracts"
-    if flags & {"averaged", "mean_square", "normalised"}:
+    if "averaged" in flags or ("normalised" in flags and "statistics" not in remedies):
         return "a norm or mean is taken over this axis, so removing units changes it for those that stay"
+    if "mean_square" in flags and "scale" not in remedies:
+        return "a root-mean-square norm without a scale to correct runs over this axis"
+    if "mean_square" in flags and "epsilon" not in remedies:
+        return "a root-mean-square norm runs over this axis; its scale is corrected, which leaves the norm's epsilon"
     if not role.startswith("moe.") and flags & {"summed", "softmax", "chosen"}:
         return "the axis is reduced without a weight, so a silenced unit still counts"
     return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -14,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from graphprune.trace.axes import UNIT, AxisConflict, Expr, atoms, fresh, length
-from graphprune.trace.integers import Monomial, TracedInt, terms_of
+from graphprune.trace.integers import Monomial, Source, TracedFloat, TracedInt, terms_of
 from graphprune.trace.record import Info, Kind, ModuleFrame, Norm, Records
 from graphprune.trace.rules import RULES, Call
 from graphprune.trace.rules.pointwise import pointwise
@@ -38,7 +39,7 @@ class Consumption:
 
 @dataclass(frozen=True)
 class FunctionCall:
-    """A softmax or top-k of an activation, which can be masked inside module ``module``."""
+    """A softmax, top-k or norm of an activation, which can be masked inside module ``module``."""
 
     module: str
     function: str
@@ -72,6 +73,9 @@ class Tracer:
     minimums: list[tuple[Expr, int]] = field(default_factory=list)
     valued: list[tuple[Expr, str]] = field(default_factory=list)
     norms: list[Norm] = field(default_factory=list)
+    normalised: list[Expr] = field(default_factory=list)
+    looked_up: set[str] = field(default_factory=set)
+    epsilons: dict[str, set[Source]] = field(default_factory=lambda: defaultdict(set))
     shifts: dict[str, float | None] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     stack: list[ModuleFrame] = field(default_factory=list)
@@ -180,7 +184,8 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
 VIEWS = frozenset(
     {"view", "reshape", "expand", "unflatten", "new_zeros", "new_ones", "new_empty", "zeros", "ones", "empty"}
 )
-MASKABLE = frozenset({"softmax", "topk"})
+NORMS = frozenset({"layer_norm", "rms_norm"})
+MASKABLE = frozenset({"softmax", "topk"}) | NORMS
 
 
 class _Functions(TorchFunctionMode):
@@ -196,11 +201,21 @@ class _Functions(TorchFunctionMode):
         if name in MASKABLE:
             self._maskable(name, args, kwargs)
         result = func(*args, **kwargs)
-        if any(isinstance(leaf, TracedInt) for leaf in tree_flatten((args, kwargs))[0]) or name == "getitem":
+        leaves = tree_flatten((args, kwargs))[0]
+        if any(isinstance(leaf, TracedFloat) for leaf in leaves):
+            self._epsilon(name, leaves)
+        if any(isinstance(leaf, TracedInt) for leaf in leaves) or name == "getitem":
             for number, axis in _measured(self.tracer, name, args, kwargs, result):
                 terms = tuple(sorted(terms_of(number).items()))
                 self.tracer.uses.append(IntegerUse(terms, axis, int(number), self.tracer.where))
         return result
+
+    def _epsilon(self, name: str, leaves: list[Any]) -> None:
+        """A number that is added to a mean of squares, or handed to a norm, is that norm's epsilon."""
+        added = name == "add" and any(isinstance(t, torch.Tensor) and self.tracer.info(t).mean_square for t in leaves)
+        if added or name in NORMS:
+            numbers = [n.source for n in leaves if isinstance(n, TracedFloat)]
+            self.tracer.epsilons[self.tracer.where].update(numbers)
 
     def _maskable(self, name: str, args: Any, kwargs: Any) -> None:
         tensor = args[0] if args else kwargs.get("input")
@@ -208,7 +223,7 @@ class _Functions(TorchFunctionMode):
             return
         frame = self.tracer.stack[-1]
         position = 1 if name == "softmax" else 2
-        dim = kwargs.get("dim", args[position] if len(args) > position else -1)
+        dim = -1 if name in NORMS else kwargs.get("dim", args[position] if len(args) > position else -1)
         info = self.tracer.info(tensor)
         if info.kind is Kind.ACTIVATION and isinstance(dim, int):
             self.tracer.functions.append(

@@ -40,6 +40,7 @@ def embedding(call: Call) -> None:
     table, ids = call["weight"], call["indices"]
     info = call.info(table)
     link(call, ids, info.dims[0])
+    call.tracer.looked_up |= info.params
     call.put([*call.info(ids).dims, *info.dims[1:]], kind=Kind.ACTIVATION, params=frozenset())
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 from graphprune.trace.axes import UNIT, Expr, atoms, fresh, unify
 from graphprune.trace.record import Kind, Norm
 from graphprune.trace.rules.pointwise import pointwise
@@ -24,12 +22,12 @@ def reduce_dims(call: Call) -> None:
     if info.kind is not Kind.CONSTANT:
         for d in gone:
             if info.squared and call.name == "mean":
-                call.tracer.norms.append(Norm(info.dims[d], module=call.tracer.where))
+                call.tracer.norms.append(Norm(info.dims[d], call.tracer.where))
             _flag(info.dims[d], _mark(call.name, info.squared))
     keep = bool(call.get("keepdim", False))
     dims = [UNIT if d in gone else e for d, e in enumerate(info.dims) if keep or d not in gone]
     for i in range(len(call.outputs)):
-        call.put(dims, output=i)
+        call.put(dims, output=i, mean_square=info.squared and call.name == "mean")
 
 
 def _mark(name: str, squared: bool) -> str:
@@ -79,12 +77,9 @@ def layer_norm(call: Call) -> None:
     tensor = call.tensors[0]
     info = call.info(tensor)
     count = len(call["normalized_shape"])
-    mark = "normalised" if call.name == "native_layer_norm" else "mean_square"
     for expr in info.dims[-count:]:
-        _flag(expr, mark)
-        weight = call.get("weight")
-        scales = call.info(weight).params if isinstance(weight, torch.Tensor) and count == 1 else frozenset()
-        call.tracer.norms.append(Norm(expr, scales=scales))
+        _flag(expr, "normalised" if count == 1 else "averaged")
+    call.tracer.normalised += [info.dims[-1]] if count == 1 else []
     for other in call.tensors[1:]:
         for a, b in zip(info.dims[-count:], call.info(other).dims, strict=True):
             unify(a, b)

@@ -7,7 +7,6 @@ parameters, so taking it off restores the model bit by bit.
 from __future__ import annotations
 
 import inspect
-import math
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -257,12 +256,12 @@ def _mask_call(model: nn.Module, site: MaskSite, keep: Keep) -> list[RemovableHa
 
     def before(_module: nn.Module, _args: Any) -> None:
         mode = MaskCall(site, keep)
-        mode.__enter__()  # type: ignore[no-untyped-call]
+        mode.__enter__()
         running.append(mode)
 
     def after(_module: nn.Module, _args: Any, _output: Any) -> None:
         if running:
-            running.pop().__exit__(None, None, None)  # type: ignore[no-untyped-call]
+            running.pop().__exit__(None, None, None)
 
     return [
         module.register_forward_pre_hook(before),
@@ -291,7 +290,7 @@ class MaskCall(TorchFunctionMode):
         self._running().append(self)
         return super().__enter__()  # type: ignore[no-untyped-call, no-any-return]
 
-    def __exit__(self, *error: Any) -> None:
+    def __exit__(self, *error: object) -> None:
         self._running().remove(self)
         super().__exit__(*error)  # type: ignore[no-untyped-call]
 
@@ -324,7 +323,9 @@ class MaskCall(TorchFunctionMode):
         eps: float | None = None,
     ) -> Tensor:
         """``layer_norm`` or ``rms_norm`` over the units that stay; zero elsewhere."""
-        keep = math.prod(mode._mask.like(input, -1) for mode in self._running() if mode.target == self.target)
+        keep = torch.ones((), dtype=input.dtype, device=input.device)
+        for mode in self._running():
+            keep = keep * mode._mask.like(input, -1) if mode.target == self.target else keep
         count = keep.sum()
         wide = (input * keep).float()
         if self._site.function == "layer_norm":
@@ -347,24 +348,26 @@ class MaskCall(TorchFunctionMode):
 def _skip_entries(model: nn.Module, site: MaskSite, keep: Keep) -> list[RemovableHandle]:
     """Entries of the module list that are silenced hand on what they were given."""
     gone = [u for u, stays in enumerate(keep.units.tolist()) if not stays]
-    return [
-        resolve_module(model, f"{site.module}.{u}").register_forward_hook(_handed_on(site), with_kwargs=True)
-        for u in gone
-    ]
+    return [skip_entry(resolve_module(model, f"{site.module}.{u}"), site) for u in gone]
 
 
-def _handed_on(site: MaskSite) -> Callable[..., Any]:
+def skip_entry(entry: nn.Module, site: MaskSite, share: Tensor | None = None) -> RemovableHandle:
+    """Makes an entry of a module list hand on its input, or add only ``share`` of what it changes."""
+
+    def blended(given: Tensor, made: Tensor) -> Tensor:
+        return given if share is None else given + share.to(made) * (made - given)
+
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         given = _argument(module, site.argument, args, kwargs)
         if not site.output:
-            return given
+            return blended(given, output)
         if isinstance(output, tuple):
             place = int(site.output)
-            return (*output[:place], given, *output[place + 1 :])
-        output[site.output] = given
+            return (*output[:place], blended(given, output[place]), *output[place + 1 :])
+        output[site.output] = blended(given, output[site.output])
         return output
 
-    return hook
+    return entry.register_forward_hook(hook, with_kwargs=True)
 
 
 def _argument(module: nn.Module, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

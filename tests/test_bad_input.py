@@ -122,8 +122,8 @@ def change_weight(folder, name, value):
         ),
         (
             "attention.group, mlp.channel",
-            "hidden",
-            "selects only groups that must not be pruned (1):\n      'hidden': the residual stream runs through every",
+            "vocab",
+            "selects only groups that must not be pruned (2):\n      'model/vocab' and",
         ),
     ],
 )
@@ -247,10 +247,12 @@ def test_a_plan_of_another_model(refused, desk):
 
 def test_a_plan_edited_to_remove_a_frozen_group(refused, desk):
     graph = trace(tiny("llama"))
-    plan = PrunePlan(fingerprint=graph.fingerprint, sizes=graph.sizes(), removed={"hidden": (0,)})
+    plan = PrunePlan(fingerprint=graph.fingerprint, sizes=graph.sizes(), removed={"model/vocab": (0,)})
     plan.save(desk / "plan.json")
     message = refused("apply", "model", "plan.json", text=None)
-    assert "the plan removes what must stay:\n  - group 'hidden' must not be pruned: the residual stream" in message
+    assert (
+        "the plan removes what must stay:\n  - group 'model/vocab' must not be pruned: units are token ids" in message
+    )
 
 
 # --- numbers that are none --------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from torch.utils.hooks import RemovableHandle
 
 from graphprune.errors import CriterionError
 from graphprune.graph import Axis, Group, MaskSite
-from graphprune.masking import PLACERS, Keep, MaskCall
+from graphprune.masking import PLACERS, Keep, MaskCall, skip_entry
 from graphprune.names import resolve_module
 
 
@@ -20,7 +20,7 @@ class GateRecorder:
     ``input`` and ``weight`` sites are multiplied by the gate. A ``logits`` site, which a mask sets to -inf, gets the
     logarithm of the gate added: m = 1 changes nothing, m = 0 is the mask, and softmax weights are proportional to m in
     between. Where a softmax and the top-k choice behind it are masked, the softmax alone is gated; its output carries
-    the gate on to the choice.
+    the gate on to the choice. A layer (``skip``) adds the gate times what it changes.
 
     Args:
         model: bare or wrapped.
@@ -121,6 +121,9 @@ def _place(model: nn.Module, site: MaskSite, gate: Tensor) -> list[RemovableHand
     spread = _Gate(site.axis, gate)
     if site.kind == "logits":
         return _on_logits(resolve_module(model, site.module), site, spread)
+    if site.kind == "skip":
+        entries = resolve_module(model, site.module).children()
+        return [skip_entry(entry, site, gate[u]) for u, entry in enumerate(entries)]
     return PLACERS[site.kind](model, site, spread)
 
 
@@ -129,11 +132,11 @@ def _on_logits(module: nn.Module, site: MaskSite, gate: _Gate) -> list[Removable
 
     def before(_module: nn.Module, _args: object) -> None:
         running.append(_GateCall(site, gate))
-        running[-1].__enter__()  # type: ignore[no-untyped-call]
+        running[-1].__enter__()
 
     def after(_module: nn.Module, _args: object, _output: object) -> None:
         if running:
-            running.pop().__exit__(None, None, None)  # type: ignore[no-untyped-call]
+            running.pop().__exit__(None, None, None)
 
     return [
         module.register_forward_pre_hook(before),

@@ -18,7 +18,7 @@ from graphprune.reshape.cut import Cuts, Rescale, cut_tensor, norm_epsilons, nor
 from graphprune.reshape.history import NOT_SETTLED, Step, history_of, remember
 from graphprune.reshape.rules import all_changes, rule_edits
 from graphprune.reshape.sizes import follow_sizes
-from graphprune.reshape.stacks import stack_edits
+from graphprune.reshape.stacks import renaming, stack_edits
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,14 +41,14 @@ class _Edit:
     tensor: torch.Tensor
     slots: list[Slot]
     dims: dict[int, torch.Tensor] = field(default_factory=dict)
-    rescale: Rescale = Rescale()
+    rescale: Rescale = field(default_factory=Rescale)
 
     def narrow(self, dim: int, kept: torch.Tensor) -> None:
         self.dims[dim] = kept if dim not in self.dims else kept[torch.isin(kept, self.dims[dim])]
 
 
 def cut_model(model: nn.Module, graph: DependencyGraph, plan: PrunePlan) -> list[Replacement]:
-    """Removes the units of ``plan`` from ``model`` in place: tensors, adapters, stored sizes, constants, and whole layers.
+    """Removes the units of ``plan`` from ``model`` in place: tensors, adapters, sizes, constants, layers.
 
     Parameters are replaced by new :class:`torch.nn.Parameter` objects (assigning ``.data`` would leave
     stale gradient accumulators); dtype, device and ``requires_grad`` stay, gradients are cut alike, tied
@@ -66,7 +66,9 @@ def cut_model(model: nn.Module, graph: DependencyGraph, plan: PrunePlan) -> list
 
 
 def _cut_model(model: nn.Module, graph: DependencyGraph, plan: PrunePlan) -> list[Replacement]:
-    cuts = plan_cuts(graph, plan)
+    plan.check(graph)
+    stays = renaming(graph, plan)
+    cuts = {name: dims for name, dims in plan_cuts(graph, plan).items() if stays(name) is not None}
     step, before = Step(graph, plan), history_of(model)
     history = before.then(step)
     edits = _collect(model, graph, cuts)

@@ -21,9 +21,10 @@ from transformers.initialization import no_init_weights
 from transformers.utils import logging
 
 from graphprune.errors import TraceError
-from graphprune.names import bare, resolve_tensor
+from graphprune.names import bare, plain, resolve_module, resolve_tensor
 from graphprune.reshape.candidates import Changes, Path, Shapes, candidates, fields, matching, uneven
 from graphprune.reshape.cut import cut_shape, plan_cuts
+from graphprune.reshape.epsilons import Epsilons, find_epsilons
 from graphprune.reshape.history import History, Step, history_of, remember
 from graphprune.reshape.stacks import config_changes, renaming
 from graphprune.reshape.view import take_views
@@ -40,11 +41,13 @@ class StockConfig:
     Attributes:
         config: a config of the model's own class that describes the pruned model, or None.
         changes: the changed fields with their new values, as ``{("text_config", "head_dim"): 64}``.
+        epsilons: the epsilons of pruned norms, as (module, attribute), under that config.
         reason: why there is none.
     """
 
     config: Any = None
     changes: dict[Path, Any] = field(default_factory=dict)
+    epsilons: dict[tuple[str, str], float] = field(default_factory=dict)
     reason: str = ""
 
 
@@ -68,10 +71,11 @@ def find_stock_config(model: nn.Module, history: History) -> StockConfig:
     why = "no config of this class describes the result; the class derives or checks a size that was pruned"
     objections = []
     for changes in itertools.islice(_solutions(search, history, shapes, target), _MOST_CHECKS):
-        config = search.config(changes)
-        objection = search.misread(changes, history.steps[-1]) or _differs(model, config, target)
+        epsilons = find_epsilons(model, search, changes, history.steps[-1])
+        changes = {**changes, **epsilons.changes}
+        objection = search.misread(changes, history.steps[-1]) or _differs(model, search, changes, target, epsilons)
         if not objection:
-            return StockConfig(config, changes)
+            return StockConfig(search.config(changes), changes, epsilons.built)
         objections.append(objection)
     return StockConfig(reason=f"{why} ({objections[0]})" if objections else why)
 
@@ -90,6 +94,8 @@ def adopt(model: nn.Module, found: StockConfig) -> None:
     """Makes the model's own config say what ``found`` says; every module keeps the same config object."""
     take_views(model)
     base: Any = bare(model)
+    for (owner, attribute), value in found.epsilons.items():
+        setattr(plain(resolve_module(model, owner)), attribute, value)
     for path, value in found.changes.items():
         part = base.config
         for name in path[:-1]:
@@ -139,7 +145,7 @@ class _Search:
     def misread(self, changes: Changes, step: Step) -> str:
         """How a model of the right shapes would divide them otherwise (half the heads, or heads of half the size?)."""
         try:
-            sizes = trace(self._model(changes)).sizes()
+            sizes = trace(self.model(changes)).sizes()
         except TraceError as error:
             return f"a config gives the same shapes but cannot run: {error}"
         after, renamed = step.plan.sizes_after(), renaming(step.graph, step.plan)
@@ -150,13 +156,13 @@ class _Search:
                 return f"a config gives the same shapes, but there '{name}' {got}; {after[old]} stayed"
         return ""
 
-    def _model(self, changes: Changes) -> PreTrainedModel:
+    def model(self, changes: Changes) -> PreTrainedModel:
         with quiet(), torch.device("meta"), no_init_weights():
             return self._model_class(self.config(changes))
 
     def _build(self, changes: Changes) -> Shapes | None:
         try:
-            model = self._model(changes)
+            model = self.model(changes)
         except Exception:  # noqa: BLE001 - a config class may refuse in any way it likes
             return None
         return {name: tuple(t.shape) for name, t in model.state_dict().items()}
@@ -203,8 +209,9 @@ def _target(shapes: Shapes, steps: tuple[Step, ...]) -> Shapes:
     return shapes
 
 
-def _differs(model: nn.Module, config: Any, target: Shapes) -> str:
-    """Loads the model's own weights under ``config`` and says how the logits differ; empty if they do not."""
+def _differs(model: nn.Module, search: _Search, changes: Changes, target: Shapes, epsilons: Epsilons) -> str:
+    """Loads the model's own weights under a config and says how the logits differ; empty if they do not."""
+    config = search.config(changes)
     base: Any = bare(model)
     tensors = {name: resolve_tensor(model, name).detach() for name in target}
     if any(t.is_meta for t in tensors.values()):
@@ -230,8 +237,11 @@ def _differs(model: nn.Module, config: Any, target: Shapes) -> str:
     if any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")):
         return f"the pruned weights do not load under the candidate config: {info}"
     distance = (mine - theirs).abs().max().item()
-    allowed = (1e-3 if base.dtype == torch.float32 else 5e-2) * mine.abs().max().clamp(min=1e-6).item()
-    return "" if distance <= allowed else f"a config gives the same shapes but other logits (by {distance:.2g})"
+    rounding = (1e-3 if epsilons.kept else 1e-5) if base.dtype == torch.float32 else 5e-2
+    if distance <= rounding * mine.abs().max().clamp(min=1e-6).item():
+        return ""
+    other_norms = "" if epsilons.kept else ": it cannot give the pruned norms an epsilon of their own"
+    return f"a config gives the same shapes but other logits (by {distance:.2g}){other_norms}"
 
 
 @torch.no_grad()

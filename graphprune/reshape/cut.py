@@ -70,13 +70,15 @@ def norm_scales(graph: DependencyGraph, plan: PrunePlan, cuts: Cuts) -> dict[str
     """
     pruned = [graph.by_name[group] for group, units in plan.removed.items() if units]
     norms = {norm.tensor: norm.offset for group in pruned for norm in group.norms}
-    return {name: Rescale(math.sqrt(_shrinkage(graph, cuts, name)), norms[name]) for name in sorted(norms)}
+    return {
+        name: Rescale(math.sqrt(_shrinkage(graph, cuts, name)), norms[name]) for name in sorted(norms) if name in cuts
+    }
 
 
 def norm_epsilons(graph: DependencyGraph, plan: PrunePlan, cuts: Cuts) -> dict[tuple[str, str], float]:
     """By what each norm's epsilon, as (module, attribute), is multiplied: all / kept, as the mean of squares is."""
     pruned = [graph.by_name[group] for group, units in plan.removed.items() if units]
-    norms = {norm for group in pruned for norm in group.norms if norm.epsilon}
+    norms = {norm for group in pruned for norm in group.norms if norm.epsilon and norm.tensor in cuts}
     return {(n.owner, n.epsilon): _shrinkage(graph, cuts, n.tensor) for n in sorted(norms, key=lambda n: n.tensor)}
 
 

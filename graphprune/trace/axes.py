@@ -7,13 +7,14 @@ of length one. Nothing is ever stored per index, so an axis of a billion positio
 Refinement is lazy. When a view splits an axis, or a slice cuts it, the atom gets a *definition* (a product or a
 concatenation of new atoms), and every tensor that carries the atom sees the finer structure through :func:`resolve`.
 Two atoms that must stay aligned are united (union-find). Four operations suffice: :func:`split`, :func:`cut`,
-:func:`unify` and :func:`regroup`; each raises :class:`AxisConflict` rather than guess.
+:func:`unify` and :func:`regroup`; each raises :class:`AxisConflict` rather than guess, unless nothing stored depends
+on it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 
@@ -185,10 +186,26 @@ def _cut_factor(factor: Factor, at: int) -> tuple[Expr, Expr]:
     return concat(left), concat(pieces)
 
 
+def matters(expr: Expr) -> bool:
+    """Whether a parameter or buffer has a part in this axis; positions in the text, say, have none."""
+    return any("stored" in atom.flags for atom in atoms(expr))
+
+
 def unify(left: Expr, right: Expr) -> None:
-    """Makes two expressions of equal length the same axis, refining both as far as needed."""
+    """Makes two expressions of equal length the same axis, refining both as far as needed.
+
+    Axes through which no stored tensor runs may contradict each other: nothing depends on them.
+    """
     if length(left) != length(right):
         raise AxisConflict(f"axes of {length(left)} and {length(right)} positions cannot be the same")
+    try:
+        _unify(left, right)
+    except AxisConflict:
+        if matters(left) or matters(right):
+            raise
+
+
+def _unify(left: Expr, right: Expr) -> None:
     while True:
         a, b = resolve(left), resolve(right)
         while a and b and a[0] is b[0]:
@@ -234,6 +251,37 @@ def _align(left: list[Expr], right: list[Expr]) -> None:
 
 def regroup(dims: Sequence[Expr], sizes: Sequence[int]) -> list[Expr]:
     """The expressions of a view: the same positions in the same order under new dimension sizes."""
+    out: list[Expr] = []
+    for old, new in _runs(dims, sizes):
+        out.extend(_regrouped(old, new))
+    return out
+
+
+def _regrouped(dims: list[Expr], sizes: list[int]) -> list[Expr]:
+    try:
+        return _regroup(dims, sizes)
+    except AxisConflict:
+        if any(map(matters, dims)):
+            raise
+        return [fresh(n) for n in sizes]
+
+
+def _runs(dims: Sequence[Expr], sizes: Sequence[int]) -> Iterator[tuple[list[Expr], list[int]]]:
+    """Divides a view into the shortest runs of old dimensions that hold as many positions as a run of new ones."""
+    old, new = list(dims), list(sizes)
+    while old or new:
+        left, right = ([old.pop(0)] if old else []), ([new.pop(0)] if new else [])
+        while (positions := math.prod(map(length, left))) != math.prod(right):
+            if positions < math.prod(right) and old:
+                left.append(old.pop(0))
+            elif new:
+                right.append(new.pop(0))
+            else:
+                raise AxisConflict(f"a view to {tuple(sizes)} runs out of positions")
+        yield left, right
+
+
+def _regroup(dims: Sequence[Expr], sizes: Sequence[int]) -> list[Expr]:
     factors = [factor for expr in dims for factor in resolve(expr)]
     out: list[Expr] = []
     for size in sizes:
@@ -260,8 +308,13 @@ def regroup(dims: Sequence[Expr], sizes: Sequence[int]) -> list[Expr]:
 
 def narrow(expr: Expr, start: int, stop: int) -> Expr:
     """The positions ``start..stop`` of an expression."""
-    _, tail = cut(expr, start)
-    head, _ = cut(tail, stop - start)
+    try:
+        _, tail = cut(expr, start)
+        head, _ = cut(tail, stop - start)
+    except AxisConflict:
+        if matters(expr):
+            raise
+        return fresh(stop - start)
     return resolve(head)
 
 

@@ -20,11 +20,9 @@ def depth_groups(tracer: Tracer, model: nn.Module) -> tuple[Group, ...]:
     obstacle = tracer.passages.obstacle()
     passage = next((p for calls in tracer.passages.seen.values() for p in calls if p), None)
     units = Axis(size=stack.count, length=stack.count, blocks=(Block(start=0, unit_stride=1),))
-    sites = ()
+    sites: tuple[MaskSite, ...] = ()
     if passage is not None and obstacle is None:
-        skip = MaskSite(
-            kind="skip", module=stack.path, axis=units, argument=passage.argument, output=passage.output
-        )
+        skip = MaskSite(kind="skip", module=stack.path, axis=units, argument=passage.argument, output=passage.output)
         sites = (skip,)
     group = Group(
         name=f"{stack.path}/layer",

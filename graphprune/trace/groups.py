@@ -12,9 +12,9 @@ from torch import nn
 
 from graphprune.graph import Axis, ConstantSlice, DependencyGraph, Group, MaskSite, Member, NormScale, SizeRule
 from graphprune.trace.axes import Atom, Expr, atoms, length, resolve
+from graphprune.trace.depth import depth_groups
 from graphprune.trace.integer_rules import size_rules
 from graphprune.trace.integers import TracedInt, configs_of
-from graphprune.trace.depth import depth_groups
 from graphprune.trace.places import places
 from graphprune.trace.record import Norm
 from graphprune.trace.roles import PRUNABLE, UNSUPPORTED, Evidence, inexact_reason, role_of
@@ -202,6 +202,8 @@ def _frozen(tracer: Tracer, draft: Draft, sites: tuple[MaskSite, ...], reasons: 
     flags = draft.atom.flags
     if reasons:
         return "; ".join(reasons)
+    if not tracer.touched & {m.tensor for m in draft.members}:
+        return "the traced forward pass never used it"
     if draft.role not in PRUNABLE:
         return UNSUPPORTED[draft.role]
     if draft.role == "moe.expert" and "expert_weights" not in flags:
@@ -240,9 +242,7 @@ def _call_sites(tracer: Tracer, draft: Draft, kind: Literal["logits", "norm"]) -
         if blocks is not None:
             axis = Axis(size=draft.atom.size, length=length(call.dims[call.dim]), blocks=tuple(blocks))
             dim = call.dim - len(call.dims)
-            site = MaskSite(
-                kind=kind, module=call.module, axis=axis, dim=dim, function=call.function, call=call.call
-            )
+            site = MaskSite(kind=kind, module=call.module, axis=axis, dim=dim, function=call.function, call=call.call)
             sites.append(site)
     return tuple(sites)
 

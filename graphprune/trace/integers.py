@@ -122,7 +122,7 @@ def terms_of(number: int) -> Terms:
 
 @contextmanager
 def traced_numbers(model: torch.nn.Module) -> Iterator[None]:
-    """Replaces the integers of all modules and configs of ``model``, and the floats of its modules, while it is open."""
+    """Replaces the integers of all modules and configs, and the floats of all modules, while the context is open."""
     replaced: list[tuple[dict[str, Any], str, int | float]] = []
     seen: set[int] = set()
 

@@ -23,7 +23,7 @@ PRUNABLE = (
 UNSUPPORTED = {
     "attention.qk_dim": "query/key dimensions take part in a product of two activations and in position embeddings",
     "attention.v_dim": "value dimensions of single heads are not pruned yet; prune attention.group instead",
-    "mixer.state": "state dimensions take part in a product of two activations; prune mixer.head or mixer.channel instead",
+    "mixer.state": "state dimensions take part in a product of two activations; prune mixer.head instead",
     "vocab": "units are token ids; removing one would change the tokenizer",
     "position": "units are positions in the text",
     "other": "the traced operations do not tell what this axis is",

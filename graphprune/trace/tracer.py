@@ -19,7 +19,7 @@ from graphprune.trace.integers import Monomial, Source, TracedFloat, TracedInt, 
 from graphprune.trace.record import Info, Kind, ModuleFrame, Norm, Records
 from graphprune.trace.rules import RULES, Call
 from graphprune.trace.rules.pointwise import pointwise
-from graphprune.trace.stack import Passages, named_leaves
+from graphprune.trace.stack import LayerStack, Passages, named_leaves
 
 SILENT = frozenset(
     {"_assert_async", "_assert_scalar", "set_", "resize_", "record_stream", "_local_scalar_dense", "equal"}
@@ -62,7 +62,7 @@ class IntegerUse:
 class Tracer:
     """Everything learned from one forward pass; the rules write, :mod:`graphprune.trace.groups` reads."""
 
-    passages: Passages
+    passages: Passages = field(default_factory=lambda: Passages(LayerStack(nn.Module())))
     records: Records = field(default_factory=Records)
     parameters: dict[str, tuple[Expr, ...]] = field(default_factory=dict)
     touched: set[str] = field(default_factory=set)
@@ -306,7 +306,7 @@ def _leave(tracer: Tracer, path: str) -> Callable[..., None]:
 def register_parameters(tracer: Tracer, tensors: Mapping[str, torch.Tensor]) -> None:
     """Gives every parameter and persistent buffer fresh axes, one per dimension."""
     for name, tensor in tensors.items():
-        dims = tuple(fresh(n) for n in tensor.shape)
+        dims = tuple(fresh(n, "stored") for n in tensor.shape)
         tracer.parameters[name] = dims
         info = Info(dims, Kind.WEIGHT, params=frozenset({name}))
         tracer.records.put(tensor, info)

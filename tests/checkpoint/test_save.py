@@ -24,7 +24,7 @@ def pruned(name, *, even=False, **changes):
     model.config._experts_implementation = "eager"
     graph = trace(model)
     removed = {}
-    for g in graph.select():
+    for g in graph.select(layers=":" if even else None):
         if g.exact:
             most = g.size - g.minimum
             removed[g.name] = range(min(most, max(1, g.size // 4)) if even else min(most, g.layer or 0))

@@ -10,12 +10,12 @@ def test_the_table_has_roles_sizes_and_fates(run, tiny):
     rows = {line.split()[1]: line for line in result.stdout.splitlines() if line.startswith("│")}
     assert [cell.strip() for cell in rows["mlp.channel"].split("│")[2:6]] == ["3", "40", "layers 0-2", "exact"]
     assert [cell.strip() for cell in rows["attention.group"].split("│")[2:4]] == ["3", "4"]
-    assert "frozen" in rows["hidden"]
+    assert "frozen" in rows["vocab"]
 
 
 def test_reasons_stand_below_the_table(run, tiny):
-    (hidden,) = graph_of(str(tiny)).select(role="hidden", frozen=True)
-    assert f"frozen: hidden (outside the layers): {hidden.frozen}" in run("trace", tiny).stdout
+    vocab = graph_of(str(tiny)).select(role="vocab", frozen=True).groups[0]
+    assert f"frozen: vocab (outside the layers): {vocab.frozen}" in run("trace", tiny).stdout
 
 
 def test_the_graph_is_written_as_json(run, refused, tiny, tmp_path):

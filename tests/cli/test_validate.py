@@ -57,7 +57,7 @@ def test_a_spec_that_is_wrong_by_itself(refused, spec, text, told):
         ("{role: mlp.chanel, ratio: 0.5}", "Did you mean 'mlp.channel'?"),
         ("{role: mlp.channel, layers: 7, ratio: 0.5}", "layer 7 does not exist: the model has 3 layers"),
         ("{role: mlp.channel, count: 40}", "count 40 leaves 0, below the minimum 1"),
-        ("{role: hidden, ratio: 0.5}", "selects only groups that must not be pruned (1)"),
+        ("{role: vocab, ratio: 0.5}", "selects only groups that must not be pruned (2)"),
     ],
 )
 def test_a_spec_that_does_not_fit_the_model(refused, tiny, spec, target, told):
@@ -67,8 +67,8 @@ def test_a_spec_that_does_not_fit_the_model(refused, tiny, spec, target, told):
 def test_frozen_groups_are_refused_with_the_tracers_reason(run, refused, tiny, spec):
     from graphprune.cli.models import graph_of
 
-    (hidden,) = graph_of(str(tiny)).select(role="hidden", frozen=True)
-    assert hidden.frozen in refused("validate", spec("targets: [{role: hidden, ratio: 0.5}]"), tiny)
+    vocab = graph_of(str(tiny)).select(role="vocab", frozen=True).groups[0]
+    assert vocab.frozen in refused("validate", spec("targets: [{role: vocab, ratio: 0.5}]"), tiny)
 
 
 def test_a_spec_that_is_not_there(refused, tmp_path):

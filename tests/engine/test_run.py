@@ -212,7 +212,7 @@ def test_everything_is_refused_before_anything_is_computed(llama, tokens, tmp_pa
     with pytest.raises(SpecError, match=r"selects no group \(role moe\.expert\)"):
         prune(llama, make_spec(targets=[{"role": "moe.expert", "ratio": 0.5}]), train_data=tokens)
     with pytest.raises(SpecError, match="only groups that must not be pruned"):
-        prune(llama, make_spec(targets=[{"role": "hidden", "ratio": 0.5}]), train_data=tokens)
+        prune(llama, make_spec(targets=[{"role": "vocab", "ratio": 0.5}]), train_data=tokens)
     with pytest.raises(DataError, match="needs text, got none"):
         prune(llama, make_spec())
     with pytest.raises(DataError, match="makes 3 sequences"):

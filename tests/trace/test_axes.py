@@ -85,7 +85,7 @@ def test_common_inner_factors_have_one_spelling():
         (lambda: unify(fresh(4), fresh(6)), "4 and 6 positions"),
         (lambda: cut(fresh(4) + fresh(3), 2), "inside a run of 3"),
         (lambda: split(fresh(6)[0], 4), "6 cannot be split into 4"),
-        (lambda: regroup([fresh(4), fresh(9)], [6, 6]), "regroups 4 across"),
+        (lambda: regroup([fresh(4, "stored"), fresh(9)], [6, 6]), "regroups 4 across"),
         (lambda: strided(fresh(7), 0, 2), "no regular sub-axis"),
     ],
 )

@@ -8,7 +8,7 @@ import pytest
 
 import graphprune as gp
 from graphprune.trace import trace
-from graphprune.trace.integers import TracedInt, terms_of, traced_integers
+from graphprune.trace.integers import TracedInt, terms_of, traced_numbers
 from tests.decoders import tiny
 
 A, B = ("m", "heads"), ("m", "dim")
@@ -34,7 +34,7 @@ def test_attributes_are_restored_even_when_the_forward_fails():
     seen = []
 
     def failing_forward():
-        with traced_integers(model):
+        with traced_numbers(model):
             seen.extend([type(attention.num_heads), type(model.config.num_attention_heads)])
             raise ZeroDivisionError
 

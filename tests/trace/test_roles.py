@@ -7,8 +7,8 @@ import pytest
 from graphprune.trace.roles import PRUNABLE, UNSUPPORTED, Evidence, inexact_reason, role_of
 
 
-def seen(*flags, layers=(0,), produced=True, consumed=True, writes_hidden=True, beside_experts=False):
-    return Evidence(frozenset(flags), frozenset(layers), produced, consumed, writes_hidden, beside_experts)
+def seen(*flags, stream=False, produced=True, consumed=True, writes_stream=True, feeds=(), beside=()):
+    return Evidence(frozenset(flags), stream, produced, consumed, writes_stream, frozenset(feeds), frozenset(beside))
 
 
 @pytest.mark.parametrize(
@@ -16,17 +16,22 @@ def seen(*flags, layers=(0,), produced=True, consumed=True, writes_hidden=True, 
     [
         (seen("tokens", "lookup"), "vocab"),
         (seen("output"), "vocab"),
-        (seen("lookup", layers=[None]), "position"),
+        (seen("lookup"), "position"),
         (seen("routed", "chosen", "softmax"), "moe.expert"),
         (seen("heads", "softmax_batch"), "attention.group"),
-        (seen("heads", "repeat"), "attention.query"),
-        (seen("matched"), "attention.qk_dim"),
+        (seen("heads", "softmax_batch", "repeat"), "attention.query"),
+        (seen("heads", "softmax_batch", "repeat", "joined"), "attention.group"),
+        (seen("heads"), "mixer.head"),
+        (seen("matched", beside=["softmax_batch"]), "attention.qk_dim"),
+        (seen("matched"), "mixer.state"),
         (seen("mixed_values"), "attention.v_dim"),
-        (seen(layers=[0, 1]), "hidden"),
-        (seen(layers=[None, 0]), "hidden"),
+        (seen("lookup", stream=True), "hidden"),
+        (seen("mixed_positions"), "mixer.channel"),
         (seen(), "mlp.channel"),
-        (seen(beside_experts=True), "moe.channel"),
-        (seen(writes_hidden=False), "rank"),
+        (seen(beside=["expert_weights"]), "moe.channel"),
+        (seen(writes_stream=False), "rank"),
+        (seen(writes_stream=False, feeds=["softmax_batch", "matched"]), "mla.q_rank"),
+        (seen(writes_stream=False, feeds=["softmax_batch", "mixed_values"]), "mla.kv_rank"),
         (seen(consumed=False), "other"),
     ],
 )
@@ -36,17 +41,20 @@ def test_roles(evidence, role):
 
 
 @pytest.mark.parametrize(
-    ("role", "flags", "scales", "words"),
+    ("role", "flags", "remedies", "words"),
     [
-        ("mlp.channel", {"softmax_batch"}, False, None),
-        ("attention.group", {"averaged"}, False, "norm or mean"),
-        ("attention.group", {"mean_square"}, True, "epsilon"),
-        ("attention.group", {"mean_square"}, False, "norm or mean"),
-        ("attention.group", {"mean_square", "averaged"}, True, "norm or mean"),
-        ("mlp.channel", {"summed"}, False, "without a weight"),
-        ("moe.expert", {"summed", "softmax", "chosen"}, False, None),
+        ("mlp.channel", {"softmax_batch"}, set(), None),
+        ("attention.group", {"averaged"}, {"scale", "epsilon", "statistics"}, "norm or mean"),
+        ("attention.group", {"mean_square"}, {"scale", "epsilon"}, None),
+        ("attention.group", {"mean_square"}, {"scale"}, "epsilon"),
+        ("attention.group", {"mean_square"}, set(), "without a scale"),
+        ("hidden", {"normalised"}, {"statistics"}, None),
+        ("hidden", {"normalised"}, {"scale"}, "norm or mean"),
+        ("hidden", {"normalised", "mean_square"}, {"statistics"}, "without a scale"),
+        ("mlp.channel", {"summed"}, set(), "without a weight"),
+        ("moe.expert", {"summed", "softmax", "chosen"}, set(), None),
     ],
 )
-def test_inexactness(role, flags, scales, words):
-    reason = inexact_reason(role, frozenset(flags), scales)
+def test_inexactness(role, flags, remedies, words):
+    reason = inexact_reason(role, frozenset(flags), frozenset(remedies))
     assert reason is None if words is None else words in reason

@@ -80,11 +80,33 @@ def test_experts_tie_router_rows_to_expert_parameters_and_leave_enough_for_top_k
     assert {s.function for s in experts.sites} == {"softmax", "topk"}
 
 
-def test_an_axis_under_a_norm_is_inexact_and_says_why():
+def test_an_axis_under_a_norm_knows_its_scale_and_epsilon():
     graph = trace(tiny("olmo2"))
     group = graph.by_name["model.layers.0.self_attn/attention.group"]
-    assert not group.exact and "norm" in group.inexact_reason
-    assert graph.by_name["model.layers.0.mlp/mlp.channel"].exact
+    path = "model.layers.0.self_attn"
+    assert group.exact
+    assert {(n.tensor, n.owner, n.epsilon) for n in group.norms} == {
+        (f"{path}.{name}.weight", f"{path}.{name}", "variance_epsilon") for name in ("q_norm", "k_norm")
+    }
+    assert graph.by_name["model.layers.0.mlp/mlp.channel"].norms == ()
+
+
+class Centred(nn.Module):
+    """A mean that no mask can leave units out of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(10, 14), nn.Linear(14, 10)
+
+    def forward(self, x):
+        inner = self.up(x)
+        return x + self.down(inner - inner.mean(-1, keepdim=True))
+
+
+def test_an_axis_under_a_mean_is_inexact_and_says_why():
+    graph = trace(nn.Sequential(Centred()), example_inputs={"input": torch.zeros(3, 10)})
+    group = next(g for g in graph.groups if any(m.tensor == "0.up.bias" for m in g.members))
+    assert not group.exact and "mean is taken" in group.inexact_reason
 
 
 def test_position_biases_per_head_are_cut_where_they_enter_a_layer():
@@ -96,7 +118,7 @@ def test_position_biases_per_head_are_cut_where_they_enter_a_layer():
 def test_frozen_axes_say_why():
     graph = trace(tiny("llama"))
     reasons = {g.role: g.frozen for g in graph.groups if g.frozen}
-    assert {"hidden", "vocab", "attention.qk_dim", "attention.v_dim"} <= set(reasons)
+    assert {"vocab", "attention.qk_dim", "attention.v_dim"} <= set(reasons)
     assert "token ids" in reasons["vocab"]
 
 

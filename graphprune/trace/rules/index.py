@@ -16,7 +16,7 @@ def link(call: Call, index: torch.Tensor, axis: Expr, table: Kind = Kind.ACTIVAT
     """The values of ``index`` are positions of ``axis``; ``table`` is the kind of the tensor that is read there."""
     info = call.info(index)
     if info.values is not None:
-        unify(info.values, axis)
+        _aligned(info.values, axis)
     elif info.kind is Kind.CONSTANT:
         call.tracer.remember_values(index, axis)
     marks = {"routed" if info.selected else "lookup"}
@@ -24,6 +24,12 @@ def link(call: Call, index: torch.Tensor, axis: Expr, table: Kind = Kind.ACTIVAT
         marks.add("expert_weights")
     for atom in atoms(axis):
         atom.flags.update(marks)
+
+
+def _aligned(values: Expr, axis: Expr) -> None:
+    """Values that count along one axis and point into another mean the same positions, as far as both go."""
+    common = min(length(values), length(axis))
+    unify(narrow(values, 0, common), narrow(axis, 0, common))
 
 
 def constant_values(index: torch.Tensor) -> list[int] | None:

@@ -72,6 +72,14 @@ def same_shape(call: Call) -> None:
     pointwise(call)
 
 
+@rule("log_sigmoid_forward")
+def log_sigmoid(call: Call) -> None:
+    """Element-wise, beside a buffer for the backward pass."""
+    for i, output in enumerate(call.outputs):
+        same = output.shape == call.tensors[0].shape
+        call.put(call.info(call.tensors[0]).dims if same else [fresh(n) for n in output.shape], output=i)
+
+
 @rule("copy_")
 def copy_in_place(call: Call) -> None:
     """Writing into (a view of) a tensor: axes unite, and the written storage now depends on the source."""

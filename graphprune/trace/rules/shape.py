@@ -13,6 +13,7 @@ from graphprune.trace.axes import (
     cut,
     fresh,
     length,
+    matters,
     narrow,
     regroup,
     resolve,
@@ -44,6 +45,21 @@ def view(call: Call) -> None:
     dims = regroup(info.dims, output.shape)
     same_last = bool(info.dims) and bool(dims) and length(info.dims[-1]) == length(dims[-1])
     call.put(dims, values=info.values, selected=info.selected, source=info.source if same_last else None)
+
+
+@rule("view_as_complex", "view_as_complex_copy")
+def as_complex(call: Call) -> None:
+    """The last dimension, of real and imaginary part, disappears."""
+    info = call.info(call.tensors[0])
+    call.tracer.freeze(info.dims[-1], "real and imaginary parts of one number")
+    call.put(info.dims[:-1])
+
+
+@rule("view_as_real", "view_as_real_copy", "_conj", "_conj_physical", "resolve_conj")
+def as_real(call: Call) -> None:
+    """A last dimension of two appears: real and imaginary part."""
+    info = call.info(call.tensors[0])
+    call.put([*info.dims, *([fresh(2)] if call.name.startswith("view_as_real") else [])])
 
 
 @rule("permute", "transpose", "t", "movedim", "swapaxes", "numpy_T", "permute_copy", "transpose_copy", "t_copy")
@@ -154,6 +170,8 @@ def take_slice(call: Call) -> None:
     dims = list(info.dims)
     if step == 1:
         dims[d] = dims[d] if (start, stop) == (0, size) else narrow(dims[d], start, max(stop, start))
+    elif not matters(dims[d]):
+        dims[d] = fresh(call.outputs[0].shape[d])
     else:
         dims[d] = strided(narrow(dims[d], start - start % step, size), start % step, step)
         dims[d] = narrow(dims[d], 0, call.outputs[0].shape[d])

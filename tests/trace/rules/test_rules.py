@@ -81,7 +81,7 @@ KEEPS_AXES = {
     "one_hot product": lambda x: (x[:, :, None] * F.one_hot(torch.tensor([[0, 2]] * 2)).sum(0)[:1, None]).sum(-1),
 }
 
-MIXING = {"softmax", "averaged", "matched"}
+MIXING = {"softmax", "averaged", "normalised", "matched"}
 """Flags of axes along which an operation weighs units against each other, as their rules say."""
 
 
@@ -181,8 +181,8 @@ def test_a_constant_made_inside_the_forward_marks_what_it_meets():
 
 def test_mean_squares_are_told_from_means():
     tracer, _ = follow(lambda x: x.pow(2).mean(-1), torch.randn(4, 6))
-    assert [atoms(e) for e, _ in tracer.mean_squares] == [atoms(tracer.parameters["x"][1])]
+    assert [atoms(norm.axis) for norm in tracer.norms] == [atoms(tracer.parameters["x"][1])]
     tracer, _ = follow(lambda x: x.mean(-1), torch.randn(4, 6))
-    assert tracer.mean_squares == []
+    assert tracer.norms == []
     tracer, _ = follow(lambda x: (1 + x) * 2, torch.randn(4, 6))
-    assert tracer.shifted == {"x"}
+    assert tracer.shifts == {"x": 1.0}

@@ -106,7 +106,7 @@ class MaskSite(Value):
     ``input``: multiply the last dimension of the first argument of module ``module``.
     ``weight``: multiply dimension ``dim`` of the tensor named ``module`` (a parameter that is consumed directly).
     ``logits``: set to -inf, along ``dim``, the input of the ``call``-th call of ``function`` inside ``module``.
-    ``norm``: leave them out of what that call of a norm averages, and set its output to zero there.
+    ``norm``: leave them out of what that call of a norm or mean averages; a norm's output is zero there.
     ``skip``: let entry u of the module list ``module`` hand on its argument ``argument`` as its output ``output``.
     """
 

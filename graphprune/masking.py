@@ -269,6 +269,35 @@ def _mask_call(model: nn.Module, site: MaskSite, keep: Keep) -> list[RemovableHa
     ]
 
 
+def mean_over(
+    keep: Tensor, axis: int, input: Tensor, dim: Any = None, keepdim: bool = False, dtype: torch.dtype | None = None
+) -> Tensor:
+    """``torch.mean`` over the last-but-n-th dimension ``axis``, of the entries where ``keep`` is 1."""
+    total: Tensor = (input * keep).sum(axis, keepdim=keepdim, dtype=dtype)
+    return total / keep.sum().to(total.dtype)
+
+
+def norm_over(
+    keep: Tensor,
+    centred: bool,
+    input: Tensor,
+    normalized_shape: Any,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float | None = None,
+) -> Tensor:
+    """``layer_norm`` (``centred``) or ``rms_norm`` over the last entries where ``keep`` is 1; zero elsewhere."""
+    count = keep.sum()
+    wide = (input * keep).float()
+    if centred:
+        wide = (wide - wide.sum(-1, keepdim=True) / count) * keep
+    default = 1e-5 if centred else torch.finfo(input.dtype).eps
+    variance = wide.square().sum(-1, keepdim=True) / count
+    normed = (wide * torch.rsqrt(variance + (default if eps is None else eps))).to(input.dtype)
+    scaled = normed if weight is None else normed * weight
+    return (scaled if bias is None else scaled + bias) * keep
+
+
 _THREAD = threading.local()
 
 
@@ -310,31 +339,19 @@ class MaskCall(TorchFunctionMode):
             self._calls += 1
             if self._calls == self._site.call + 1:
                 if self._site.kind == "norm":
-                    return self._norm(*args, **kwargs)
+                    return self._averaged(args, kwargs)
                 args, kwargs = self._masked(args, kwargs)
         return func(*args, **kwargs)
 
-    def _norm(
-        self,
-        input: Tensor,  # noqa: A002 - named as in torch.nn.functional
-        normalized_shape: Any,
-        weight: Tensor | None = None,
-        bias: Tensor | None = None,
-        eps: float | None = None,
-    ) -> Tensor:
-        """``layer_norm`` or ``rms_norm`` over the units that stay; zero elsewhere."""
-        keep = torch.ones((), dtype=input.dtype, device=input.device)
+    def _averaged(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        """The call, as it would be without the silenced units (:mod:`graphprune.masking`); zero there."""
+        tensor: Tensor = args[0] if args else kwargs["input"]
+        keep = torch.ones((), dtype=tensor.dtype, device=tensor.device)
         for mode in self._running():
-            keep = keep * mode._mask.like(input, -1) if mode.target == self.target else keep
-        count = keep.sum()
-        wide = (input * keep).float()
-        if self._site.function == "layer_norm":
-            wide = (wide - wide.sum(-1, keepdim=True) / count) * keep
-        default = 1e-5 if self._site.function == "layer_norm" else torch.finfo(input.dtype).eps
-        variance = wide.square().sum(-1, keepdim=True) / count
-        normed = (wide * torch.rsqrt(variance + (default if eps is None else eps))).to(input.dtype)
-        scaled = normed if weight is None else normed * weight
-        return (scaled if bias is None else scaled + bias) * keep
+            keep = keep * mode._mask.like(tensor, self._site.dim) if mode.target == self.target else keep
+        if self._site.function == "mean":
+            return mean_over(keep, self._site.dim, *args, **kwargs)
+        return norm_over(keep, self._site.function == "layer_norm", *args, **kwargs)
 
     def _masked(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if args:
@@ -361,9 +378,10 @@ def skip_entry(entry: nn.Module, site: MaskSite, share: Tensor | None = None) ->
         given = _argument(module, site.argument, args, kwargs)
         if not site.output:
             return blended(given, output)
-        if isinstance(output, tuple):
+        if isinstance(output, tuple | list):
             place = int(site.output)
-            return (*output[:place], blended(given, output[place]), *output[place + 1 :])
+            made = [*output[:place], blended(given, output[place]), *output[place + 1 :]]
+            return tuple(made) if isinstance(output, tuple) else made
         output[site.output] = blended(given, output[site.output])
         return output
 

@@ -10,19 +10,17 @@ from typing import Literal
 
 from torch import nn
 
-from graphprune.graph import Axis, ConstantSlice, DependencyGraph, Group, MaskSite, Member, NormScale, SizeRule
+from graphprune.graph import Axis, ConstantSlice, DependencyGraph, Group, MaskSite, Member, SizeRule
 from graphprune.trace.axes import Atom, Expr, atoms, length, resolve
 from graphprune.trace.depth import depth_groups
+from graphprune.trace.index import Index
 from graphprune.trace.integer_rules import size_rules
 from graphprune.trace.integers import TracedInt, configs_of
+from graphprune.trace.norms import NORMED, Remedy, remedy
 from graphprune.trace.places import places
-from graphprune.trace.record import Norm
 from graphprune.trace.roles import PRUNABLE, UNSUPPORTED, Evidence, inexact_reason, role_of
 from graphprune.trace.stack import LayerStack
-from graphprune.trace.tracer import NORMS, Tracer, frozen_reasons
-
-NORMED = frozenset({"mean_square", "normalised", "averaged"})
-"""Marks of an axis over which something is averaged, so that a unit counts even where nobody reads it."""
+from graphprune.trace.tracer import AVERAGES, LOGITS, Tracer, frozen_reasons
 
 
 @dataclass
@@ -39,12 +37,13 @@ class Draft:
 def build_graph(tracer: Tracer, model: nn.Module, tied: dict[str, str]) -> DependencyGraph:
     """The dependency graph of a traced model."""
     stack = tracer.passages.stack
-    drafts = _drafts(tracer)
+    index = Index.of(tracer)
+    drafts = _drafts(tracer, index)
     _assign_roles(drafts, stack, tracer.passages.stream())
     _assign_names(drafts)
     by_atom = {d.atom: d for d in drafts}
     reasons = frozen_reasons(tracer)
-    groups = tuple(_group(tracer, d, reasons.get(id(d.atom), [])) for d in drafts)
+    groups = tuple(_group(tracer, index, d, reasons.get(id(d.atom), [])) for d in drafts)
     groups += depth_groups(tracer, model)
     prunable = {g.name for g in groups if g.frozen is None}
 
@@ -66,31 +65,21 @@ def build_graph(tracer: Tracer, model: nn.Module, tied: dict[str, str]) -> Depen
     )
 
 
-def _drafts(tracer: Tracer) -> list[Draft]:
+def _drafts(tracer: Tracer, index: Index) -> list[Draft]:
     drafts: dict[Atom, Draft] = {}
     for tensor, dims in tracer.parameters.items():
         for d, expr in enumerate(dims):
+            consumes = any(_same(inner, expr) for inner in index.consumed.get(tensor, ()))
             for atom, blocks in places(expr).items():
-                draft = drafts.setdefault(atom, Draft(atom))
                 member = Member(
-                    tensor=tensor,
-                    dim=d,
-                    size=atom.size,
-                    length=length(expr),
-                    blocks=tuple(blocks),
-                    consumes=_consumes(tracer, tensor, expr),
+                    tensor=tensor, dim=d, size=atom.size, length=length(expr), blocks=tuple(blocks), consumes=consumes
                 )
-                draft.members.append(member)
+                drafts.setdefault(atom, Draft(atom)).members.append(member)
     return list(drafts.values())
 
 
-def _consumes(tracer: Tracer, tensor: str, expr: Expr) -> bool:
-    own = resolve(expr)
-    return any(tensor in c.params and _same(resolve(c.inner), own) for c in tracer.consumptions)
-
-
 def _same(left: Expr, right: Expr) -> bool:
-    return [id(a) for a in atoms(left)] == [id(a) for a in atoms(right)] and length(left) == length(right)
+    return length(left) == length(right) and [id(a) for a in atoms(left)] == [id(a) for a in atoms(right)]
 
 
 def _assign_roles(drafts: list[Draft], stack: LayerStack, stream: set[int]) -> None:
@@ -133,11 +122,10 @@ def _common_path(paths: list[str]) -> str:
     return ".".join(parts[:-1] if len(set(paths)) == 1 and len(parts) > 1 else parts)
 
 
-def _group(tracer: Tracer, draft: Draft, reasons: list[str]) -> Group:
-    flags = frozenset(draft.atom.flags)
-    norms = _norms(tracer, draft)
-    sites = _sites(tracer, draft) + _producers(tracer, draft)
-    reason = inexact_reason(draft.role, flags, _remedies(tracer, draft, norms))
+def _group(tracer: Tracer, index: Index, draft: Draft, reasons: list[str]) -> Group:
+    remedied = remedy(tracer, index, draft.atom, draft.members)
+    sites = _sites(index, draft) + _norm_sites(tracer, index, draft, remedied)
+    reason = remedied.reason or inexact_reason(draft.role, frozenset(draft.atom.flags))
     layers = draft.layers
     return Group(
         name=draft.name,
@@ -146,59 +134,17 @@ def _group(tracer: Tracer, draft: Draft, reasons: list[str]) -> Group:
         size=draft.atom.size,
         members=tuple(draft.members),
         sites=sites,
-        norms=norms,
+        norms=remedied.scales,
         exact=reason is None,
         inexact_reason=reason,
-        frozen=_frozen(tracer, draft, sites, reasons),
-        minimum=max([1, *(n for e, n in tracer.minimums if draft.atom in atoms(e))]),
+        frozen=_frozen(tracer, index, draft, sites, reasons),
+        minimum=max([1, *index.minimums.get(draft.atom, ())]),
     )
 
 
-def _remedies(tracer: Tracer, draft: Draft, norms: tuple[NormScale, ...]) -> frozenset[str]:
-    """What can be done about the norms over an axis (see :func:`graphprune.trace.roles.inexact_reason`)."""
-    found = {"scale"} if norms else set()
-    if all(n.epsilon for n in norms):
-        found.add("epsilon")
-    masked = sum(c.function in NORMS and draft.atom in atoms(c.dims[c.dim]) for c in tracer.functions)
-    if masked == sum(draft.atom in atoms(expr) for expr in tracer.normalised):
-        found.add("statistics")
-    return frozenset(found)
-
-
-def _norms(tracer: Tracer, draft: Draft) -> tuple[NormScale, ...]:
-    """The scales of the norms over this axis that a factor corrects; empty unless every norm has one."""
-    if draft.role not in PRUNABLE or "averaged" in draft.atom.flags:
-        return ()
-    scales = [_scale_of(tracer, draft, norm) for norm in tracer.norms if draft.atom in atoms(norm.axis)]
-    found = [scale for scale in scales if scale is not None]
-    return tuple(dict.fromkeys(found)) if len(found) == len(scales) else ()
-
-
-def _scale_of(tracer: Tracer, draft: Draft, norm: Norm) -> NormScale | None:
-    """The one vector along the axis by which a norm multiplies, with the norm's epsilon; None without a vector."""
-    own = {m.tensor for m in draft.members if m.tensor.rpartition(".")[0] == norm.module}
-    if len(own) != 1 or len(tracer.parameters[min(own)]) != 1:
-        return None
-    offset = tracer.shifts.get(min(own), 0.0)
-    if offset is None:
-        return None
-    epsilons = tracer.epsilons.get(norm.module, set())
-    owner, attribute = next(iter(epsilons)) if len(epsilons) == 1 else ("", "")
-    return NormScale(tensor=min(own), offset=offset, owner=owner, epsilon=attribute)
-
-
-def _producers(tracer: Tracer, draft: Draft) -> tuple[MaskSite, ...]:
-    """Under a norm, units must be silent before it: the slices that write them are masked too."""
-    if not draft.atom.flags & NORMED:
-        return ()
-    writers = [m for m in draft.members if not m.consumes or m.tensor in tracer.looked_up]
-    return tuple(
-        MaskSite(kind="weight", module=m.tensor, dim=m.dim, axis=Axis(size=m.size, length=m.length, blocks=m.blocks))
-        for m in writers
-    )
-
-
-def _frozen(tracer: Tracer, draft: Draft, sites: tuple[MaskSite, ...], reasons: list[str]) -> str | None:
+def _frozen(
+    tracer: Tracer, index: Index, draft: Draft, sites: tuple[MaskSite, ...], reasons: list[str]
+) -> str | None:
     flags = draft.atom.flags
     if reasons:
         return "; ".join(reasons)
@@ -208,41 +154,58 @@ def _frozen(tracer: Tracer, draft: Draft, sites: tuple[MaskSite, ...], reasons: 
         return UNSUPPORTED[draft.role]
     if draft.role == "moe.expert" and "expert_weights" not in flags:
         return "only the router's rows were traced; the experts behind it were reached through Python integers"
-    for expr, origin in tracer.valued:
-        if draft.atom in atoms(expr):
-            return f"a constant with different values per unit is computed inside {origin or 'the model'}"
+    for origin in index.valued.get(draft.atom, ()):
+        return f"a constant with different values per unit is computed inside {origin or 'the model'}"
     if not sites:
         return "no place was found where a unit could be silenced, so removing cannot be checked"
     return None
 
 
-def _sites(tracer: Tracer, draft: Draft) -> tuple[MaskSite, ...]:
+def _sites(index: Index, draft: Draft) -> tuple[MaskSite, ...]:
     if draft.role in ("moe.expert", "moe.group"):
-        return _call_sites(tracer, draft, "logits")
+        return _call_sites(index, draft, "logits", LOGITS)
     sites: dict[tuple[str, str], MaskSite] = {}
-    for c in tracer.consumptions:
-        blocks = places(c.inner).get(draft.atom)
-        if blocks is None:
-            continue
-        axis = Axis(size=draft.atom.size, length=length(c.inner), blocks=tuple(blocks))
+    for c in index.consumptions.get(draft.atom, ()):
+        axis = Axis(size=draft.atom.size, length=length(c.inner), blocks=tuple(places(c.inner)[draft.atom]))
         if c.module is not None and c.last and len(c.params) == 1:
-            sites[("input", c.module)] = MaskSite(kind="input", module=c.module, axis=axis)
+            sites["input", c.module] = MaskSite(kind="input", module=c.module, axis=axis)
             continue
         for m in draft.members:
             if m.consumes and m.tensor in c.params:
-                own = Axis(size=m.size, length=m.length, blocks=m.blocks)
-                sites[("weight", m.tensor)] = MaskSite(kind="weight", module=m.tensor, axis=own, dim=m.dim)
-    return (*sites.values(), *_call_sites(tracer, draft, "norm"))
+                sites["weight", m.tensor] = _weight_site(m)
+    return tuple(sites.values())
 
 
-def _call_sites(tracer: Tracer, draft: Draft, kind: Literal["logits", "norm"]) -> tuple[MaskSite, ...]:
+def _norm_sites(tracer: Tracer, index: Index, draft: Draft, remedied: Remedy) -> tuple[MaskSite, ...]:
+    """Under a norm, units must be silent before it: the slices that write them are masked, and what it averages."""
+    if not draft.atom.flags & NORMED:
+        return ()
+    writers = (m for m in draft.members if not m.consumes or m.tensor in tracer.looked_up)
+    averages = _call_sites(index, draft, "norm", AVERAGES) if remedied.statistics else ()
+    return (*map(_weight_site, writers), *averages)
+
+
+def _weight_site(member: Member) -> MaskSite:
+    axis = Axis(size=member.size, length=member.length, blocks=member.blocks)
+    return MaskSite(kind="weight", module=member.tensor, dim=member.dim, axis=axis)
+
+
+def _call_sites(
+    index: Index, draft: Draft, kind: Literal["logits", "norm"], functions: frozenset[str]
+) -> tuple[MaskSite, ...]:
     sites = []
-    for call in (c for c in tracer.functions if (c.function in NORMS) == (kind == "norm")):
-        blocks = places(call.dims[call.dim]).get(draft.atom) if call.dims else None
-        if blocks is not None:
-            axis = Axis(size=draft.atom.size, length=length(call.dims[call.dim]), blocks=tuple(blocks))
-            dim = call.dim - len(call.dims)
-            site = MaskSite(kind=kind, module=call.module, axis=axis, dim=dim, function=call.function, call=call.call)
+    for call in index.functions.get(draft.atom, ()):
+        if call.function in functions:
+            axis_expr = call.dims[call.dim]
+            blocks = tuple(places(axis_expr)[draft.atom])
+            site = MaskSite(
+                kind=kind,
+                module=call.module,
+                axis=Axis(size=draft.atom.size, length=length(axis_expr), blocks=blocks),
+                dim=call.dim - len(call.dims),
+                function=call.function,
+                call=call.call,
+            )
             sites.append(site)
     return tuple(sites)
 

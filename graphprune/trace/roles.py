@@ -93,18 +93,8 @@ def _rank(feeds: frozenset[str]) -> str:
     return "mla.kv_rank" if "mixed_values" in feeds else "mla.q_rank"
 
 
-def inexact_reason(role: str, flags: frozenset[str], remedies: frozenset[str] = frozenset()) -> str | None:
-    """Why removing a unit is not the same as silencing it, or None where it is the same.
-
-    ``remedies`` says what can be done about the norms over the axis: ``scale`` (each has a scale to correct),
-    ``epsilon`` (and an epsilon), ``statistics`` (masks can leave units out of what a norm averages).
-    """
-    if "averaged" in flags or ("normalised" in flags and "statistics" not in remedies):
-        return "a norm or mean is taken over this axis, so removing units changes it for those that stay"
-    if "mean_square" in flags and "scale" not in remedies:
-        return "a root-mean-square norm without a scale to correct runs over this axis"
-    if "mean_square" in flags and "epsilon" not in remedies:
-        return "a root-mean-square norm runs over this axis; its scale is corrected, which leaves the norm's epsilon"
+def inexact_reason(role: str, flags: frozenset[str]) -> str | None:
+    """Why removing a unit is not the same as silencing it, or None; norms apart (:mod:`graphprune.trace.norms`)."""
     if not role.startswith("moe.") and flags & {"summed", "softmax", "chosen"}:
         return "the axis is reduced without a weight, so a silenced unit still counts"
     return None

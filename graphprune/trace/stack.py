@@ -156,7 +156,7 @@ def describe_stack(model: nn.Module, stack: LayerStack) -> Stack:
 
 
 def _numbering(entries: list[nn.Module]) -> Iterator[Numbering]:
-    """Integers that grow by the same step from entry to entry, in two or more entries."""
+    """Integers that count entries: 0, 1, 2, … (or 0, 2, 4, … where an entry has two places), in two or more of them."""
     found: dict[tuple[str, str], dict[int, int]] = defaultdict(dict)
     for index, entry in enumerate(entries):
         for path, module in entry.named_modules():
@@ -169,7 +169,7 @@ def _numbering(entries: list[nn.Module]) -> Iterator[Numbering]:
         (i, a), (j, b) = sorted(values.items())[:2]
         scale, rest = divmod(b - a, j - i)
         start = a - scale * i
-        if scale > 0 and not rest and all(v == scale * k + start for k, v in values.items()):
+        if 0 <= start < scale and not rest and all(v == scale * k + start for k, v in values.items()):
             yield Numbering(owner=path, attribute=name, scale=scale, start=start)
 
 

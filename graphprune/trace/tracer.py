@@ -73,7 +73,7 @@ class Tracer:
     minimums: list[tuple[Expr, int]] = field(default_factory=list)
     valued: list[tuple[Expr, str]] = field(default_factory=list)
     norms: list[Norm] = field(default_factory=list)
-    normalised: list[Expr] = field(default_factory=list)
+    averages: list[Expr] = field(default_factory=list)
     looked_up: set[str] = field(default_factory=set)
     epsilons: dict[str, set[Source]] = field(default_factory=lambda: defaultdict(set))
     shifts: dict[str, float | None] = field(default_factory=dict)
@@ -184,8 +184,12 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
 VIEWS = frozenset(
     {"view", "reshape", "expand", "unflatten", "new_zeros", "new_ones", "new_empty", "zeros", "ones", "empty"}
 )
+LOGITS = frozenset({"softmax", "topk"})
+"""Functions whose input is masked with -inf."""
 NORMS = frozenset({"layer_norm", "rms_norm"})
-MASKABLE = frozenset({"softmax", "topk"}) | NORMS
+AVERAGES = NORMS | {"mean"}
+"""Functions that average over their last dimension, out of which masks can leave units."""
+MASKABLE = LOGITS | AVERAGES
 
 
 class _Functions(TorchFunctionMode):
@@ -222,8 +226,9 @@ class _Functions(TorchFunctionMode):
         if not isinstance(tensor, torch.Tensor) or not self.tracer.stack:
             return
         frame = self.tracer.stack[-1]
-        position = 1 if name == "softmax" else 2
+        position = 2 if name == "topk" else 1
         dim = -1 if name in NORMS else kwargs.get("dim", args[position] if len(args) > position else -1)
+        dim = dim[0] if isinstance(dim, tuple | list) and len(dim) == 1 else dim
         info = self.tracer.info(tensor)
         if info.kind is Kind.ACTIVATION and isinstance(dim, int):
             self.tracer.functions.append(

@@ -21,7 +21,9 @@ def reduce_dims(call: Call) -> None:
     gone = {positive(d, tensor.ndim) for d in chosen}
     if info.kind is not Kind.CONSTANT:
         for d in gone:
-            if info.squared and call.name == "mean":
+            if call.name == "mean":
+                call.tracer.averages.append(info.dims[d])
+            if call.name == "mean" and info.squared:
                 call.tracer.norms.append(Norm(info.dims[d], call.tracer.where))
             _flag(info.dims[d], _mark(call.name, info.squared))
     keep = bool(call.get("keepdim", False))
@@ -33,7 +35,9 @@ def reduce_dims(call: Call) -> None:
 def _mark(name: str, squared: bool) -> str:
     if name in SUMS:
         return "summed"
-    return "mean_square" if squared and name == "mean" else "averaged"
+    if name != "mean":
+        return "averaged"
+    return "mean_square" if squared else "normalised"
 
 
 @rule("max", "min", "argmax", "argmin", "mode", "median", "kthvalue")
@@ -79,7 +83,7 @@ def layer_norm(call: Call) -> None:
     count = len(call["normalized_shape"])
     for expr in info.dims[-count:]:
         _flag(expr, "normalised" if count == 1 else "averaged")
-    call.tracer.normalised += [info.dims[-1]] if count == 1 else []
+    call.tracer.averages += [info.dims[-1]] if count == 1 else []
     for other in call.tensors[1:]:
         for a, b in zip(info.dims[-count:], call.info(other).dims, strict=True):
             unify(a, b)

@@ -104,7 +104,8 @@ class MaskSite(Value):
     """Where a unit can be silenced without changing a shape.
 
     ``input``: multiply the last dimension of the first argument of module ``module``.
-    ``weight``: multiply dimension ``dim`` of the tensor named ``module`` (a parameter that is consumed directly).
+    ``weight``: multiply dimension ``dim`` of the tensor named ``module``, while module ``reader`` runs (by default the
+    one that has the tensor).
     ``logits``: set to -inf, along ``dim``, the input of the ``call``-th call of ``function`` inside ``module``.
     ``norm``: leave them out of what that call of a norm or mean averages; a norm's output is zero there.
     ``skip``: let entry u of the module list ``module`` hand on its argument ``argument`` as its output ``output``.
@@ -118,6 +119,7 @@ class MaskSite(Value):
     call: int = 0
     argument: str = ""
     output: str = ""
+    reader: str = ""
 
 
 class Numbering(Value):
@@ -208,7 +210,7 @@ class Group(Value):
 class SizeRule(Value):
     """A Python integer that the forward pass reads and that must follow the removed units.
 
-    The attribute ``attribute`` of module ``owner`` (or of the config, where ``owner`` is ``"config"`` or
+    The attribute ``attribute`` (``name``, or ``name[i]`` for an item of a tuple) of module ``owner`` (or of the config, where ``owner`` is ``"config"`` or
     ``"config.<sub-config>"``) equals ``constant + Σ coefficient·Π size(group)`` over ``terms``. ``reader`` is the
     module whose forward read it: a config attribute has one rule per reader, and readers may come to disagree.
     """

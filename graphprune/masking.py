@@ -189,11 +189,12 @@ def _mask_weight(model: nn.Module, site: MaskSite, keep: Keep) -> list[Removable
     """Masks the tensor named ``site.module``, and the low-rank factors that a LoRA layer adds to it."""
     slot = find_slot(model, site.module)
     layers = [layer for layer in adapter_layers(model, site.module) if not hasattr(layer, "parameter_name")]
+    reader = resolve_module(model, site.reader) if site.reader else None
     if not layers:  # none, or LoRA on a bare parameter, which turns the tensor itself into W + BA
-        return _replace(slot.module, slot, site.dim, keep)
-    handles = _replace(layers[0], slot, site.dim, keep)
+        return _replace(reader or slot.module, slot, site.dim, keep)
+    handles = _replace(reader or layers[0], slot, site.dim, keep)
     for follower in adapter_slots(model, site.module, site.dim):
-        handles.extend(_replace(layers[0], follower.slot, follower.dim, keep))
+        handles.extend(_replace(reader or layers[0], follower.slot, follower.dim, keep))
     return handles
 
 

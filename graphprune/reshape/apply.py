@@ -72,7 +72,7 @@ def _cut_model(model: nn.Module, graph: DependencyGraph, plan: PrunePlan) -> lis
     step, before = Step(graph, plan), history_of(model)
     history = before.then(step)
     edits = _collect(model, graph, cuts)
-    scales = norm_scales(graph, plan, cuts)
+    scales = norm_scales(graph, plan)
     for edit in edits:
         edit.rescale = scales.get(edit.name, Rescale())
     edit_rules = rule_edits(model, all_changes(before, history, step))
@@ -87,7 +87,8 @@ def _cut_model(model: nn.Module, graph: DependencyGraph, plan: PrunePlan) -> lis
     ]
     epsilons = [
         (plain(resolve_module(model, owner)), attribute, factor)
-        for (owner, attribute), factor in norm_epsilons(graph, plan, cuts).items()
+        for (owner, attribute), factor in norm_epsilons(graph, plan).items()
+        if stays(owner) is not None
     ]
     stacks = stack_edits(model, graph, plan)
     replaced = [_apply(edit) for edit in edits]

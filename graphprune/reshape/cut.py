@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 
 from graphprune.errors import ReshapeError
-from graphprune.graph import Axis, DependencyGraph
+from graphprune.graph import Axis, DependencyGraph, NormScale
 from graphprune.plan import PrunePlan
 
 #: Per tensor and dimension the sorted indices that stay.
@@ -61,30 +61,30 @@ class Rescale:
         return ((scale + self.offset) * self.factor - self.offset).to(scale.dtype)
 
 
-def norm_scales(graph: DependencyGraph, plan: PrunePlan, cuts: Cuts) -> dict[str, Rescale]:
+def norm_scales(graph: DependencyGraph, plan: PrunePlan) -> dict[str, Rescale]:
     """By what the scale of each norm over a cut axis is multiplied: √(all / kept).
 
     The norm divides by √(Σx²/n). With the removed entries silent, Σx² stays while n falls to n', so the quotient
-    shrinks by √(n'/n); the scale γ·√(n/n') gives the old output back, up to the norm's epsilon (and, of a layer norm,
-    its mean).
+    shrinks by √(n'/n); the scale γ·√(n/n') gives the old output back, up to the norm's epsilon.
     """
-    pruned = [graph.by_name[group] for group, units in plan.removed.items() if units]
-    norms = {norm.tensor: norm.offset for group in pruned for norm in group.norms}
-    return {
-        name: Rescale(math.sqrt(_shrinkage(graph, cuts, name)), norms[name]) for name in sorted(norms) if name in cuts
-    }
+    return {norm.tensor: Rescale(math.sqrt(factor), norm.offset) for norm, factor in _shrinkages(graph, plan)}
 
 
-def norm_epsilons(graph: DependencyGraph, plan: PrunePlan, cuts: Cuts) -> dict[tuple[str, str], float]:
+def norm_epsilons(graph: DependencyGraph, plan: PrunePlan) -> dict[tuple[str, str], float]:
     """By what each norm's epsilon, as (module, attribute), is multiplied: all / kept, as the mean of squares is."""
-    pruned = [graph.by_name[group] for group, units in plan.removed.items() if units]
-    norms = {norm for group in pruned for norm in group.norms if norm.epsilon and norm.tensor in cuts}
-    return {(n.owner, n.epsilon): _shrinkage(graph, cuts, n.tensor) for n in sorted(norms, key=lambda n: n.tensor)}
+    return {(norm.owner, norm.epsilon): factor for norm, factor in _shrinkages(graph, plan) if norm.epsilon}
 
 
-def _shrinkage(graph: DependencyGraph, cuts: Cuts, scale: str) -> float:
-    """All over kept entries of a norm's scale."""
-    return graph.shapes[scale][0] / len(cuts[scale][0])
+def _shrinkages(graph: DependencyGraph, plan: PrunePlan) -> Iterator[tuple[NormScale, float]]:
+    """All over kept entries of what each norm averages: only the groups that it runs over count."""
+    pruned = [(graph.by_name[group], units) for group, units in plan.removed.items() if units]
+    for norm in sorted({n for group, _ in pruned for n in group.norms}, key=lambda n: n.tensor):
+        stays = torch.ones(graph.shapes[norm.tensor][0], dtype=torch.bool)
+        for group, units in pruned:
+            for member in group.members if norm in group.norms else ():
+                if member.tensor == norm.tensor:
+                    stays &= _stays(member, units)
+        yield norm, len(stays) / int(stays.sum())
 
 
 def cut_tensor(tensor: torch.Tensor, dims: Mapping[int, torch.Tensor]) -> torch.Tensor:

@@ -11,7 +11,7 @@ from torch import nn
 
 from graphprune.names import plain, resolve_module
 from graphprune.reshape.candidates import Changes, Path, Shapes
-from graphprune.reshape.cut import norm_epsilons, plan_cuts
+from graphprune.reshape.cut import norm_epsilons
 from graphprune.reshape.history import Step
 from graphprune.reshape.stacks import renaming
 
@@ -67,7 +67,7 @@ def _wanted(model: nn.Module, step: Step) -> dict[Place, tuple[float, float]]:
     """The epsilons of the pruned norms, before and now, by where they are now."""
     renamed = renaming(step.graph, step.plan)
     found = {}
-    for (owner, attribute), factor in norm_epsilons(step.graph, step.plan, plan_cuts(step.graph, step.plan)).items():
+    for (owner, attribute), factor in norm_epsilons(step.graph, step.plan).items():
         place = renamed(owner)
         if place is not None:
             now = float(getattr(plain(resolve_module(model, place)), attribute))

@@ -59,12 +59,30 @@ def rule_edits(model: nn.Module, changed: list[Change]) -> list[Callable[[], Non
                 edits.append(partial(give_view, reader, owner, {rule.attribute: new}))
                 continue
             _check_agreement(rule, changed)
-        edits.append(partial(setattr, owner, rule.attribute, new))
+        edits.append(partial(write, owner, rule.attribute, new))
     return edits
 
 
+def read(owner: Any, attribute: str) -> Any:
+    """The integer ``attribute`` of ``owner``, ``name`` or ``name[i]``; None if there is none."""
+    name, _, index = attribute.rstrip("]").partition("[")
+    value = getattr(owner, name, None)
+    return value[int(index)] if index and isinstance(value, tuple) else value
+
+
+def write(owner: Any, attribute: str, value: int) -> None:
+    """Sets the integer ``attribute`` of ``owner``, ``name`` or ``name[i]``."""
+    name, _, index = attribute.rstrip("]").partition("[")
+    if index:
+        items = list(getattr(owner, name))
+        items[int(index)] = value
+        setattr(owner, name, tuple(items))
+    else:
+        setattr(owner, name, value)
+
+
 def _misfit(model: nn.Module, rule: SizeRule, expected: int) -> str | None:
-    got = getattr(_seen_by(model, rule), rule.attribute, None)
+    got = read(_seen_by(model, rule), rule.attribute)
     if got == expected:
         return None
     where = f"{rule.owner}.{rule.attribute}, read in {rule.reader or 'the model'}"

@@ -59,7 +59,7 @@ def _drop(entries: nn.ModuleList, kept: list[int], numbering: tuple[Numbering, .
 def _config_edits(model: nn.Module, stack: Stack, kept: list[int]) -> Iterator[Edit]:
     for owner, attribute in stack.lists:
         config = _config(model, owner)
-        items = vars(config)[attribute]
+        items = getattr(config, attribute)
         if len(items) != stack.size:
             raise ReshapeError(
                 f"expected '{attribute}' of the config to have one item for each of {stack.size} layers, as when "
@@ -78,8 +78,14 @@ def _config(model: nn.Module, owner: str) -> Any:
 
 
 def _set(config: Any, attribute: str, value: Any) -> None:
-    # One field at a time would be refused by configs that check fields against each other.
-    object.__setattr__(config, attribute, value)
+    computed = getattr(type(config), attribute, None)
+    if isinstance(computed, property) and computed.fset is None:
+        # The list follows from fields that cannot describe every choice of layers, so it is written down instead.
+        kind = type(config)
+        config.__class__ = type(kind.__name__, (kind,), {attribute: value, "__module__": kind.__module__})
+    else:
+        # One field at a time would be refused by configs that check fields against each other.
+        object.__setattr__(config, attribute, value)
 
 
 def config_changes(graph: DependencyGraph, plan: PrunePlan, config: dict[str, Any]) -> dict[tuple[str, ...], Any]:

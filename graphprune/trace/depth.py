@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from torch import nn
 
 from graphprune.graph import Axis, Block, Group, MaskSite, Member
-from graphprune.trace.stack import describe_stack
+from graphprune.trace.stack import describe_stack, numbered_lookup
 from graphprune.trace.tracer import Tracer
 
 
@@ -18,6 +18,9 @@ def depth_groups(tracer: Tracer, model: nn.Module) -> tuple[Group, ...]:
     if stack.path is None or stack.count < 2:
         return ()
     obstacle = tracer.passages.obstacle()
+    lookup = numbered_lookup(model, stack.count)
+    if lookup is not None and obstacle is None:
+        obstacle = f"'{lookup}' looks layers up by their numbers, which change when a layer goes"
     passage = next((p for calls in tracer.passages.seen.values() for p in calls if p), None)
     units = Axis(size=stack.count, length=stack.count, blocks=(Block(start=0, unit_stride=1),))
     sites: tuple[MaskSite, ...] = ()

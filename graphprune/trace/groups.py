@@ -11,16 +11,23 @@ from typing import Literal
 from torch import nn
 
 from graphprune.graph import Axis, ConstantSlice, DependencyGraph, Group, MaskSite, Member, SizeRule
-from graphprune.trace.axes import Atom, Expr, atoms, length, resolve
+from graphprune.trace.axes import Atom, Expr, atoms, length, matters, resolve
 from graphprune.trace.depth import depth_groups
+from graphprune.trace.functions import AVERAGES, LOGITS
 from graphprune.trace.index import Index
 from graphprune.trace.integer_rules import size_rules
-from graphprune.trace.integers import TracedInt, configs_of
+from graphprune.trace.integers import configs_of
 from graphprune.trace.norms import NORMED, Remedy, remedy
 from graphprune.trace.places import places
 from graphprune.trace.roles import PRUNABLE, UNSUPPORTED, Evidence, inexact_reason, role_of
 from graphprune.trace.stack import LayerStack
-from graphprune.trace.tracer import AVERAGES, LOGITS, Tracer, frozen_reasons
+from graphprune.trace.tracer import Tracer, frozen_reasons
+
+
+FIXED = (
+    "the forward of {} gives this axis the length of another one, or a number written in its code, so that it would not "
+    "run with fewer units"
+)
 
 
 @dataclass
@@ -44,14 +51,10 @@ def build_graph(tracer: Tracer, model: nn.Module, tied: dict[str, str]) -> Depen
     by_atom = {d.atom: d for d in drafts}
     reasons = frozen_reasons(tracer)
     groups = tuple(_group(tracer, index, d, reasons.get(id(d.atom), [])) for d in drafts)
+    groups, rules = _settle(tracer, groups, by_atom, _values(model))
     groups += depth_groups(tracer, model)
     prunable = {g.name for g in groups if g.frozen is None}
-
-    def name(atom: Atom) -> str | None:
-        draft = by_atom.get(atom.root())
-        return draft.name if draft is not None and draft.name in prunable else None
-
-    rules = (*size_rules(tracer.uses, _values(model), name), *_owner_rules(model, groups))
+    rules = (*rules, *_owner_rules(model, groups))
     shapes = {n: tuple(length(e) for e in dims) for n, dims in tracer.parameters.items()}
     return DependencyGraph(
         groups=groups,
@@ -63,6 +66,29 @@ def build_graph(tracer: Tracer, model: nn.Module, tied: dict[str, str]) -> Depen
         notes=tuple(dict.fromkeys(tracer.notes)),
         layers=stack.count,
     )
+
+
+def _settle(
+    tracer: Tracer, groups: tuple[Group, ...], by_atom: dict[Atom, Draft], values: dict[tuple[str, str], int]
+) -> tuple[tuple[Group, ...], tuple[SizeRule, ...]]:
+    """Rules for attributes; groups whose sizes the forward fixes otherwise are frozen until no equation is broken."""
+    uses = [use for use in tracer.uses.values() if matters(use.axis)]
+    while True:
+        prunable = {g.name for g in groups if g.frozen is None}
+
+        def name(atom: Atom, prunable: set[str] = prunable) -> str | None:
+            draft = by_atom.get(atom.root())
+            return draft.name if draft is not None and draft.name in prunable else None
+
+        solution = size_rules(uses, tracer.axes, values, name)
+        if not solution.contradictions:
+            return groups, solution.rules
+        groups = tuple(
+            g.model_copy(update={"frozen": FIXED.format(solution.contradictions[g.name] or "the model")})
+            if g.name in solution.contradictions
+            else g
+            for g in groups
+        )
 
 
 def _drafts(tracer: Tracer, index: Index) -> list[Draft]:
@@ -124,7 +150,7 @@ def _common_path(paths: list[str]) -> str:
 
 def _group(tracer: Tracer, index: Index, draft: Draft, reasons: list[str]) -> Group:
     remedied = remedy(tracer, index, draft.atom, draft.members)
-    sites = _sites(index, draft) + _norm_sites(tracer, index, draft, remedied)
+    sites = _sites(tracer, index, draft) + _norm_sites(tracer, index, draft, remedied)
     reason = remedied.reason or inexact_reason(draft.role, frozenset(draft.atom.flags))
     layers = draft.layers
     return Group(
@@ -154,14 +180,14 @@ def _frozen(
         return UNSUPPORTED[draft.role]
     if draft.role == "moe.expert" and "expert_weights" not in flags:
         return "only the router's rows were traced; the experts behind it were reached through Python integers"
-    for origin in index.valued.get(draft.atom, ()):
-        return f"a constant with different values per unit is computed inside {origin or 'the model'}"
+    for reason in index.valued.get(draft.atom, ()):
+        return reason
     if not sites:
         return "no place was found where a unit could be silenced, so removing cannot be checked"
     return None
 
 
-def _sites(index: Index, draft: Draft) -> tuple[MaskSite, ...]:
+def _sites(tracer: Tracer, index: Index, draft: Draft) -> tuple[MaskSite, ...]:
     if draft.role in ("moe.expert", "moe.group"):
         return _call_sites(index, draft, "logits", LOGITS)
     sites: dict[tuple[str, str], MaskSite] = {}
@@ -172,7 +198,7 @@ def _sites(index: Index, draft: Draft) -> tuple[MaskSite, ...]:
             continue
         for m in draft.members:
             if m.consumes and m.tensor in c.params:
-                sites["weight", m.tensor] = _weight_site(m)
+                sites.update({("weight", f"{m.tensor} {s.reader}"): s for s in _weight_sites(tracer, m)})
     return tuple(sites.values())
 
 
@@ -182,12 +208,19 @@ def _norm_sites(tracer: Tracer, index: Index, draft: Draft, remedied: Remedy) ->
         return ()
     writers = (m for m in draft.members if not m.consumes or m.tensor in tracer.looked_up)
     averages = _call_sites(index, draft, "norm", AVERAGES) if remedied.statistics else ()
-    return (*map(_weight_site, writers), *averages)
+    return (*(site for m in writers for site in _weight_sites(tracer, m)), *averages)
 
 
-def _weight_site(member: Member) -> MaskSite:
+def _weight_sites(tracer: Tracer, member: Member) -> list[MaskSite]:
+    """A tensor is masked while the module runs that reads it, which need not be the one that has it."""
     axis = Axis(size=member.size, length=member.length, blocks=member.blocks)
-    return MaskSite(kind="weight", module=member.tensor, dim=member.dim, axis=axis)
+    owner = member.tensor.rpartition(".")[0]
+    return [
+        MaskSite(
+            kind="weight", module=member.tensor, dim=member.dim, axis=axis, reader="" if reader == owner else reader
+        )
+        for reader in sorted(tracer.readers.get(member.tensor, {owner}))
+    ]
 
 
 def _call_sites(
@@ -232,14 +265,15 @@ def _constants(tracer: Tracer, by_atom: dict[Atom, Draft], prunable: set[str]) -
 
 
 def _values(model: nn.Module) -> dict[tuple[str, str], int]:
-    """Every integer attribute of modules and configs by (owner, attribute)."""
-    owners = [*configs_of(model), *model.named_modules()]
-    return {
-        (owner, name): int(value)
-        for owner, thing in owners
-        for name, value in vars(thing).items()
-        if type(value) in (int, TracedInt)
-    }
+    """Every integer attribute of modules and configs, those in tuples included, by (owner, attribute)."""
+    found: dict[tuple[str, str], int] = {}
+    for owner, thing in (*configs_of(model), *model.named_modules()):
+        for name, value in vars(thing).items():
+            if type(value) is int:
+                found[owner, name] = value
+            elif isinstance(value, tuple):
+                found.update({(owner, f"{name}[{i}]"): v for i, v in enumerate(value) if type(v) is int})
+    return found
 
 
 def _owner_rules(model: nn.Module, groups: Iterable[Group]) -> list[SizeRule]:

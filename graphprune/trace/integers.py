@@ -8,9 +8,10 @@ epsilon that a norm adds.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from fractions import Fraction
+from typing import Any, ClassVar
 
 import torch
 from typing_extensions import Self
@@ -19,19 +20,35 @@ Source = tuple[str, str]
 """(owner, attribute): owner is a module path, or 'config' with the path of a sub-config."""
 Monomial = tuple[tuple[Source, int], ...]
 """A product of sources with their exponents, sorted; exact quotients have negative exponents."""
-Terms = dict[Monomial, int]
+Terms = dict[Monomial, Fraction]
 """A sum of monomials with coefficients."""
+
+AXIS = "#axis"
+"""Owner of the sources that are lengths of traced axes, read from a tensor's shape."""
 
 
 class TracedInt(int):
     """An integer with a polynomial over the attributes it was computed from."""
 
     terms: Terms
+    compared: ClassVar[Callable[[int, int], None] | None] = None
+    """Told of every comparison that held, while a trace runs."""
 
     def __new__(cls, value: int, terms: Terms) -> Self:
         number = super().__new__(cls, value)
         number.terms = terms
         return number
+
+    def __eq__(self, other: object) -> bool:
+        equal = int(self) == other
+        if equal and isinstance(other, int) and TracedInt.compared is not None:
+            TracedInt.compared(self, other)
+        return equal
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    __hash__ = int.__hash__
 
     def __mul__(self, other: Any) -> Any:
         if not isinstance(other, int) or isinstance(other, bool):
@@ -103,27 +120,26 @@ def _join(left: Monomial, right: Monomial, sign: int) -> Monomial:
 
 
 def _quotient(over: Any, under: Any) -> Any:
-    """An exact quotient of single terms keeps its provenance; any other is a plain integer."""
+    """An exact quotient by a single term keeps its provenance; any other is a plain integer."""
     if not isinstance(over, int) or not isinstance(under, int):
         return NotImplemented
     value = int(over) // int(under)
     above, below = terms_of(over), terms_of(under)
-    if value * int(under) == int(over) and len(above) == len(below) == 1:
-        ((left, a),), ((right, b),) = above.items(), below.items()
-        if a % b == 0:
-            return TracedInt(value, {_join(left, right, -1): a // b})
+    if value * int(under) == int(over) and len(below) == 1:
+        ((right, b),) = below.items()
+        return TracedInt(value, {_join(left, right, -1): a / b for left, a in above.items()})
     return value
 
 
 def terms_of(number: int) -> Terms:
     """The polynomial of a number; a plain integer is a constant."""
-    return number.terms if isinstance(number, TracedInt) else {(): int(number)}
+    return number.terms if isinstance(number, TracedInt) else {(): Fraction(int(number))}
 
 
 @contextmanager
 def traced_numbers(model: torch.nn.Module) -> Iterator[None]:
-    """Replaces the integers of all modules and configs, and the floats of all modules, while the context is open."""
-    replaced: list[tuple[dict[str, Any], str, int | float]] = []
+    """Replaces the integers (and tuples of them) of modules and configs, and the floats of modules, while it is open."""
+    replaced: list[tuple[dict[str, Any], str, Any]] = []
     seen: set[int] = set()
 
     def plant(attributes: dict[str, Any], owner: str) -> None:
@@ -133,7 +149,11 @@ def traced_numbers(model: torch.nn.Module) -> Iterator[None]:
         for name, value in list(attributes.items()):
             if type(value) is int and value > 1 and not name.startswith("_"):
                 replaced.append((attributes, name, value))
-                attributes[name] = TracedInt(value, {(((owner, name), 1),): 1})
+                attributes[name] = TracedInt(value, {(((owner, name), 1),): Fraction(1)})
+            elif type(value) is tuple and value and all(type(v) is int for v in value) and not name.startswith("_"):
+                replaced.append((attributes, name, value))
+                numbered = enumerate(value)
+                attributes[name] = tuple(TracedInt(v, {(((owner, f"{name}[{i}]"), 1),): Fraction(1)}) for i, v in numbered)
             elif type(value) is float and not owner.startswith("config"):
                 replaced.append((attributes, name, value))
                 attributes[name] = TracedFloat(value, (owner, name))

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from graphprune.graph import Member, NormScale
 from graphprune.trace.axes import Atom
+from graphprune.trace.functions import AVERAGES
 from graphprune.trace.index import Index
 from graphprune.trace.record import Norm
-from graphprune.trace.tracer import AVERAGES, Tracer
+from graphprune.trace.tracer import Tracer
 
 NORMED = frozenset({"mean_square", "normalised", "averaged"})
 """Marks of an axis over which something is averaged, so that a unit counts even where nobody reads it."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from fractions import Fraction
 
 from graphprune.graph import Block
 from graphprune.trace.axes import Atom, Concat, Expr, Factor, length, resolve
 
-Polynomial = dict[tuple[str, ...], int]
+Polynomial = dict[tuple[str, ...], Fraction]
 
 
 def places(expr: Expr) -> dict[Atom, list[Block]]:
@@ -49,9 +50,9 @@ def _merged(loops: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
 
 def polynomial(expr: Expr, name: Callable[[Atom], str | None]) -> Polynomial:
     """The length of an expression as a polynomial over the sizes of named atoms; unnamed atoms are constants."""
-    total: Polynomial = {(): 1}
+    total: Polynomial = {(): Fraction(1)}
     for factor in resolve(expr):
-        total = _times(total, _factor(factor, name))
+        total = times(total, _factor(factor, name))
     return total
 
 
@@ -60,16 +61,17 @@ def _factor(factor: Factor, name: Callable[[Atom], str | None]) -> Polynomial:
         total: Polynomial = {}
         for piece in factor.pieces:
             for key, coefficient in polynomial(piece, name).items():
-                total[key] = total.get(key, 0) + coefficient
+                total[key] = total.get(key, Fraction(0)) + coefficient
         return total
     own = name(factor)
-    return {(): factor.size} if own is None else {(own,): 1}
+    return {(): Fraction(factor.size)} if own is None else {(own,): Fraction(1)}
 
 
-def _times(left: Polynomial, right: Polynomial) -> Polynomial:
+def times(left: Polynomial, right: Polynomial) -> Polynomial:
+    """The product of two polynomials."""
     product: Polynomial = {}
     for a, x in left.items():
         for b, y in right.items():
             key = tuple(sorted(a + b))
-            product[key] = product.get(key, 0) + x * y
+            product[key] = product.get(key, Fraction(0)) + x * y
     return product

@@ -105,7 +105,7 @@ class Records:
 
     def _forked(self, tensor: torch.Tensor, info: Info, stack: list[ModuleFrame]) -> Info:
         frame = next((f for f in stack if id(tensor) in f.arguments), None)
-        if frame is None or frame.path == info.scope:
+        if frame is None or frame.path == info.scope or info.uniform:
             return info
         key = (id(tensor), frame.path)
         if key not in self.forks:

@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from graphprune.errors import TraceError
 from graphprune.graph import DependencyGraph
 from graphprune.trace.axes import atoms
+from graphprune.trace.functions import watching
 from graphprune.trace.groups import build_graph
 from graphprune.trace.integers import configs_of, traced_numbers
 from graphprune.trace.stack import LayerStack, Passages
@@ -55,7 +56,7 @@ def trace(model: nn.Module, *, example_inputs: Mapping[str, Any] | None = None) 
 
 def _run(tracer: Tracer, model: nn.Module, tensors: dict[str, torch.Tensor], inputs: dict[str, Any]) -> Any:
     try:
-        with torch.no_grad(), traced_numbers(model), following(tracer, model), _told_once():
+        with torch.no_grad(), traced_numbers(model), following(tracer, model), watching(tracer), _told_once():
             return torch.func.functional_call(model, tensors, (), inputs)
     except Exception as error:
         where = tracer.where or type(model).__name__

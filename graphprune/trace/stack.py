@@ -156,7 +156,10 @@ def describe_stack(model: nn.Module, stack: LayerStack) -> Stack:
 
 
 def _numbering(entries: list[nn.Module]) -> Iterator[Numbering]:
-    """Integers that count entries: 0, 1, 2, … (or 0, 2, 4, … where an entry has two places), in two or more of them."""
+    """Integers that count entries: 0, 1, 2, … (or 0, 2, 4, … where an entry has two places), in two or more of them.
+
+    Where a single entry has the attribute, it must be called something with "layer" besides.
+    """
     found: dict[tuple[str, str], dict[int, int]] = defaultdict(dict)
     for index, entry in enumerate(entries):
         for path, module in entry.named_modules():
@@ -165,6 +168,9 @@ def _numbering(entries: list[nn.Module]) -> Iterator[Numbering]:
                     found[path, name][index] = int(value)
     for (path, name), values in found.items():
         if len(values) < 2:
+            ((index, value),) = values.items()
+            if value == index > 0 and "layer" in name:
+                yield Numbering(owner=path, attribute=name, scale=1, start=0)
             continue
         (i, a), (j, b) = sorted(values.items())[:2]
         scale, rest = divmod(b - a, j - i)
@@ -175,12 +181,32 @@ def _numbering(entries: list[nn.Module]) -> Iterator[Numbering]:
 
 def _lists(model: nn.Module, count: int) -> Iterator[tuple[str, str]]:
     for owner, config in configs_of(model):
-        for name, value in vars(config).items():
+        for name, value in (*vars(config).items(), *_computed(config)):
             if not isinstance(value, list | tuple) or len(value) != count or name.endswith("_id"):
                 continue
             about_layers = "layer" in name or all(isinstance(v, str) for v in value)
             if about_layers or count >= _CERTAIN:
                 yield owner, name
+
+
+def _computed(config: Any) -> Iterator[tuple[str, Any]]:
+    """The lists that a config computes from its other fields."""
+    for name in dir(type(config)):
+        if "layer" in name and not name.startswith("_") and isinstance(getattr(type(config), name, None), property):
+            try:
+                yield name, getattr(config, name)
+            except Exception:  # noqa: BLE001, S112 - a property may need fields that this config lacks
+                continue
+
+
+def numbered_lookup(model: nn.Module, count: int) -> str | None:
+    """A module that looks entries up by their numbers, as ``path.attribute``: moved up, they would not be found."""
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            keys = list(value) if isinstance(value, dict) and not name.startswith("_") else []
+            if keys and all(type(k) is int and 0 <= k < count for k in keys):
+                return f"{path}.{name}"
+    return None
 
 
 def _counts(model: nn.Module, count: int) -> Iterator[tuple[str, str]]:

@@ -6,16 +6,16 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from typing import Any
 
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from graphprune.trace.axes import UNIT, AxisConflict, Expr, atoms, fresh, length
-from graphprune.trace.integers import Monomial, Source, TracedFloat, TracedInt, terms_of
+from graphprune.trace.axes import UNIT, AxisConflict, Expr, atoms, fresh, length, matters
+from graphprune.trace.integers import AXIS, Monomial, Source, TracedInt, terms_of
 from graphprune.trace.record import Info, Kind, ModuleFrame, Norm, Records
 from graphprune.trace.rules import RULES, Call
 from graphprune.trace.rules.pointwise import pointwise
@@ -50,11 +50,10 @@ class FunctionCall:
 
 @dataclass(frozen=True)
 class IntegerUse:
-    """An attribute (or a polynomial of attributes) that set the length of an axis."""
+    """A number (a polynomial of attributes and of lengths of other axes) that set the length of an axis."""
 
-    terms: tuple[tuple[Monomial, int], ...]
+    terms: tuple[tuple[Monomial, Fraction], ...]
     axis: Expr
-    value: int
     reader: str
 
 
@@ -66,9 +65,11 @@ class Tracer:
     records: Records = field(default_factory=Records)
     parameters: dict[str, tuple[Expr, ...]] = field(default_factory=dict)
     touched: set[str] = field(default_factory=set)
+    readers: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     consumptions: list[Consumption] = field(default_factory=list)
     functions: list[FunctionCall] = field(default_factory=list)
-    uses: list[IntegerUse] = field(default_factory=list)
+    uses: dict[tuple[Any, ...], IntegerUse] = field(default_factory=dict)
+    axes: list[Expr] = field(default_factory=list)
     frozen: list[tuple[Expr, str]] = field(default_factory=list)
     minimums: list[tuple[Expr, int]] = field(default_factory=list)
     valued: list[tuple[Expr, str]] = field(default_factory=list)
@@ -79,6 +80,7 @@ class Tracer:
     shifts: dict[str, float | None] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     stack: list[ModuleFrame] = field(default_factory=list)
+    inside: int = 0
 
     @property
     def where(self) -> str:
@@ -87,10 +89,21 @@ class Tracer:
 
     def info(self, tensor: torch.Tensor) -> Info:
         """Axes and provenance of a tensor as the running module sees it."""
+        new = tensor not in self.records.infos
         info = self.records.get(tensor, self.stack)
+        if new:
+            self.found(info)
         self.touched |= info.params
+        if info.kind is Kind.WEIGHT and len(info.params) == 1:
+            self.readers[min(info.params)].add(self.where)
         self.passages.used(info)
         return info
+
+    def found(self, info: Info) -> None:
+        """A tensor that is neither in the checkpoint nor made by the forward: a buffer that is not saved, say."""
+        where = self.where or "the model"
+        for expr in info.dims:
+            self.valued.append((expr, f"a constant that is not in the checkpoint has a value per unit, used in {where}"))
 
     def put(self, tensor: torch.Tensor, dims: tuple[Expr, ...], **fields: Any) -> None:
         """Records a new tensor; lengths are checked so that a wrong rule cannot pass unnoticed."""
@@ -101,7 +114,8 @@ class Tracer:
 
     def values_differ(self, expr: Expr) -> None:
         """A constant made here has another value at every position of ``expr``."""
-        self.valued.append((expr, self.where))
+        where = self.where or "the model"
+        self.valued.append((expr, f"a constant with different values per unit is computed inside {where}"))
 
     def freeze(self, expr: Expr, reason: str) -> None:
         """No unit of this axis may go."""
@@ -123,6 +137,20 @@ class Tracer:
         entered = frame is not None and frame.first is not None and frame.first == other.source
         last = bool(other.dims) and length(other.dims[-1]) == length(inner) and other.dims[-1] is not UNIT
         self.consumptions.append(Consumption(params, inner, frame.path if frame and entered else None, last))
+
+    def measured(self, number: int, axis: Expr) -> None:
+        """The forward gives ``axis`` the length ``number``."""
+        if matters(axis) or isinstance(number, TracedInt):
+            terms = tuple(sorted(terms_of(number).items()))
+            atoms_of = tuple(id(a) for a in atoms(axis))
+            self.uses[terms, atoms_of, self.where] = IntegerUse(terms, axis, self.where)
+
+    def length_of(self, axis: Expr) -> int:
+        """The length of an axis, as a number that remembers it."""
+        if not matters(axis):
+            return length(axis)
+        self.axes.append(axis)
+        return TracedInt(length(axis), {(((AXIS, str(len(self.axes) - 1)), 1),): Fraction(1)})
 
     def unknown(self, call: Call) -> None:
         """An operation without a rule: every axis of its activations and weights is frozen."""
@@ -167,7 +195,7 @@ class Tracer:
         call.tracer.unknown(call)
 
 
-class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Feeds every ATen operation to the tracer after it ran."""
 
     def __init__(self, tracer: Tracer) -> None:
@@ -176,100 +204,13 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        result = func(*args, **kwargs)
-        self.tracer.explain(func, args, kwargs, result)
+        self.tracer.inside += 1  # what the operation does inside is none of the forward's business
+        try:
+            result = func(*args, **kwargs)
+            self.tracer.explain(func, args, kwargs, result)
+        finally:
+            self.tracer.inside -= 1
         return result
-
-
-VIEWS = frozenset(
-    {"view", "reshape", "expand", "unflatten", "new_zeros", "new_ones", "new_empty", "zeros", "ones", "empty"}
-)
-LOGITS = frozenset({"softmax", "topk"})
-"""Functions whose input is masked with -inf."""
-NORMS = frozenset({"layer_norm", "rms_norm"})
-AVERAGES = NORMS | {"mean"}
-"""Functions that average over their last dimension, out of which masks can leave units."""
-MASKABLE = LOGITS | AVERAGES
-
-
-class _Functions(TorchFunctionMode):
-    """Sees calls with their Python arguments: integers that were read from attributes, softmax and top-k."""
-
-    def __init__(self, tracer: Tracer) -> None:
-        super().__init__()
-        self.tracer = tracer
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        name = getattr(func, "__name__", "").strip("_")
-        if name in MASKABLE:
-            self._maskable(name, args, kwargs)
-        result = func(*args, **kwargs)
-        leaves = tree_flatten((args, kwargs))[0]
-        if any(isinstance(leaf, TracedFloat) for leaf in leaves):
-            self._epsilon(name, leaves)
-        if any(isinstance(leaf, TracedInt) for leaf in leaves) or name == "getitem":
-            for number, axis in _measured(self.tracer, name, args, kwargs, result):
-                terms = tuple(sorted(terms_of(number).items()))
-                self.tracer.uses.append(IntegerUse(terms, axis, int(number), self.tracer.where))
-        return result
-
-    def _epsilon(self, name: str, leaves: list[Any]) -> None:
-        """A number that is added to a mean of squares, or handed to a norm, is that norm's epsilon."""
-        added = name == "add" and any(isinstance(t, torch.Tensor) and self.tracer.info(t).mean_square for t in leaves)
-        if added or name in NORMS:
-            numbers = [n.source for n in leaves if isinstance(n, TracedFloat)]
-            self.tracer.epsilons[self.tracer.where].update(numbers)
-
-    def _maskable(self, name: str, args: Any, kwargs: Any) -> None:
-        tensor = args[0] if args else kwargs.get("input")
-        if not isinstance(tensor, torch.Tensor) or not self.tracer.stack:
-            return
-        frame = self.tracer.stack[-1]
-        position = 2 if name == "topk" else 1
-        dim = -1 if name in NORMS else kwargs.get("dim", args[position] if len(args) > position else -1)
-        dim = dim[0] if isinstance(dim, tuple | list) and len(dim) == 1 else dim
-        info = self.tracer.info(tensor)
-        if info.kind is Kind.ACTIVATION and isinstance(dim, int):
-            self.tracer.functions.append(
-                FunctionCall(frame.path, name, frame.calls.get(name, 0), info.dims, dim % max(tensor.ndim, 1))
-            )
-        for outer in self.tracer.stack:
-            outer.calls[name] = outer.calls.get(name, 0) + 1
-
-
-def _measured(tracer: Tracer, name: str, args: Any, kwargs: Any, result: Any) -> Iterator[tuple[int, Expr]]:
-    """Pairs (integer with provenance, the axis whose length it set) of one call."""
-    if name in VIEWS and isinstance(result, torch.Tensor):
-        dims = tracer.info(result).dims
-        shape = args[1:] if name not in ("zeros", "ones", "empty") else args
-        flat = shape[0] if len(shape) == 1 and isinstance(shape[0], tuple | list) else shape
-        if len(flat) == len(dims):
-            yield from ((n, e) for n, e in zip(flat, dims, strict=True) if isinstance(n, TracedInt))
-    elif name in ("split", "split_with_sizes", "chunk") and isinstance(result, tuple | list):
-        sizes = args[1] if len(args) > 1 else kwargs.get("split_size_or_sections", kwargs.get("split_size"))
-        each = sizes if isinstance(sizes, tuple | list) else [sizes] * len(result)
-        dim = kwargs.get("dim", args[2] if len(args) > 2 else 0)
-        for n, piece in zip(each, result, strict=False):
-            if isinstance(n, TracedInt) and int(n) == piece.shape[dim] and name != "chunk":
-                yield n, tracer.info(piece).dims[dim]
-    elif name == "getitem" and isinstance(result, torch.Tensor) and isinstance(args[0], torch.Tensor):
-        yield from _sliced(tracer, args[0], args[1], result)
-
-
-def _sliced(tracer: Tracer, tensor: torch.Tensor, key: Any, result: torch.Tensor) -> Iterator[tuple[int, Expr]]:
-    items = key if isinstance(key, tuple) else (key,)
-    if not all(isinstance(i, slice) or i is Ellipsis for i in items):
-        return
-    after = items[items.index(Ellipsis) + 1 :] if Ellipsis in items else ()
-    before = items[: items.index(Ellipsis)] if Ellipsis in items else items
-    placed = [*enumerate(before), *((tensor.ndim - len(after) + i, s) for i, s in enumerate(after))]
-    for d, piece in placed:
-        start, stop = piece.start or 0, piece.stop
-        if piece.step in (None, 1) and isinstance(stop, TracedInt) and stop > 0:
-            span = stop - start
-            if isinstance(span, TracedInt) and int(span) == result.shape[d]:
-                yield span, tracer.info(result).dims[d]
 
 
 @contextmanager
@@ -281,8 +222,7 @@ def following(tracer: Tracer, model: nn.Module) -> Iterator[None]:
             after = module.register_forward_hook(_leave(tracer, path))
             stack.callback(before.remove)
             stack.callback(after.remove)
-        stack.enter_context(_Functions(tracer))
-        stack.enter_context(_Operations(tracer))
+        stack.enter_context(Operations(tracer))
         yield
 
 

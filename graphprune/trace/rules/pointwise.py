@@ -117,4 +117,4 @@ def mixing(call: Call) -> None:
         chosen = range(tensor.ndim) if dim is None else [dim] if isinstance(dim, int) else dim
         for d in chosen:
             call.tracer.freeze(info.dims[d], f"positions are mixed by '{call.name}'")
-    call.put(info.dims)
+    call.put(info.dims, uniform=info.uniform and call.name in ("flip", "roll"))

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from graphprune.trace.axes import atoms, length
 from graphprune.trace.places import places
 from graphprune.trace.record import Kind
-from graphprune.trace.tracer import Tracer, _Operations, frozen_reasons, register_parameters
+from graphprune.trace.tracer import Tracer, Operations, frozen_reasons, register_parameters
 
 W = torch.randn(12, 5)
 BATCH = torch.randn(4, 6, 3)
@@ -89,7 +89,7 @@ def follow(operation, tensor):
     """The tracer after ``operation`` ran on the followed ``tensor``, and the result."""
     tracer = Tracer()
     register_parameters(tracer, {"x": tensor})
-    with torch.no_grad(), _Operations(tracer):
+    with torch.no_grad(), Operations(tracer):
         result = operation(tensor)
     return tracer, result
 
@@ -147,7 +147,7 @@ def test_indices_chosen_by_activations_tie_the_rows_they_pick():
     router, experts = torch.randn(5, 3), torch.randn(5, 7, 3)
     tracer = Tracer()
     register_parameters(tracer, {"router": router, "experts": experts, "table": (table := torch.randn(9, 3))})
-    with torch.no_grad(), _Operations(tracer):
+    with torch.no_grad(), Operations(tracer):
         hidden = F.embedding(torch.tensor([1, 4]), table)
         chosen = (hidden @ router.t()).softmax(-1).topk(2, dim=-1).indices
         _ = experts[chosen]
@@ -161,7 +161,7 @@ def test_products_of_activations_mark_heads_and_matched_dimensions():
     table, q, k = torch.randn(9, 8), torch.randn(8, 8), torch.randn(8, 8)
     tracer = Tracer()
     register_parameters(tracer, {"table": table, "q": q, "k": k})
-    with torch.no_grad(), _Operations(tracer):
+    with torch.no_grad(), Operations(tracer):
         hidden = F.embedding(torch.tensor([1, 4, 2]), table)
         heads = [(hidden @ w.t()).view(3, 2, 4).transpose(0, 1) for w in (q, k)]
         scores = torch.bmm(heads[0], heads[1].transpose(1, 2)).softmax(-1)

@@ -11,8 +11,9 @@ from typing import Literal
 from torch import nn
 
 from graphprune.graph import Axis, ConstantSlice, DependencyGraph, Group, MaskSite, Member, NormScale, SizeRule
-from graphprune.trace.axes import Atom, Expr, atoms, length, resolve
+from graphprune.trace.axes import Atom, length
 from graphprune.trace.depth import depth_groups
+from graphprune.trace.findings import Findings
 from graphprune.trace.integer_rules import size_rules
 from graphprune.trace.integers import TracedInt, configs_of
 from graphprune.trace.places import places
@@ -39,12 +40,13 @@ class Draft:
 def build_graph(tracer: Tracer, model: nn.Module, tied: dict[str, str]) -> DependencyGraph:
     """The dependency graph of a traced model."""
     stack = tracer.passages.stack
-    drafts = _drafts(tracer)
+    seen = Findings(tracer)
+    drafts = _drafts(seen)
     _assign_roles(drafts, stack, tracer.passages.stream())
     _assign_names(drafts)
     by_atom = {d.atom: d for d in drafts}
     reasons = frozen_reasons(tracer)
-    groups = tuple(_group(tracer, d, reasons.get(id(d.atom), [])) for d in drafts)
+    groups = tuple(_group(seen, d, reasons.get(id(d.atom), [])) for d in drafts)
     groups += depth_groups(tracer, model)
     prunable = {g.name for g in groups if g.frozen is None}
 
@@ -66,9 +68,9 @@ def build_graph(tracer: Tracer, model: nn.Module, tied: dict[str, str]) -> Depen
     )
 
 
-def _drafts(tracer: Tracer) -> list[Draft]:
+def _drafts(seen: Findings) -> list[Draft]:
     drafts: dict[Atom, Draft] = {}
-    for tensor, dims in tracer.parameters.items():
+    for tensor, dims in seen.tracer.parameters.items():
         for d, expr in enumerate(dims):
             for atom, blocks in places(expr).items():
                 draft = drafts.setdefault(atom, Draft(atom))
@@ -78,19 +80,10 @@ def _drafts(tracer: Tracer) -> list[Draft]:
                     size=atom.size,
                     length=length(expr),
                     blocks=tuple(blocks),
-                    consumes=_consumes(tracer, tensor, expr),
+                    consumes=seen.consumes(tensor, expr),
                 )
                 draft.members.append(member)
     return list(drafts.values())
-
-
-def _consumes(tracer: Tracer, tensor: str, expr: Expr) -> bool:
-    own = resolve(expr)
-    return any(tensor in c.params and _same(resolve(c.inner), own) for c in tracer.consumptions)
-
-
-def _same(left: Expr, right: Expr) -> bool:
-    return [id(a) for a in atoms(left)] == [id(a) for a in atoms(right)] and length(left) == length(right)
 
 
 def _assign_roles(drafts: list[Draft], stack: LayerStack, stream: set[int]) -> None:
@@ -133,11 +126,11 @@ def _common_path(paths: list[str]) -> str:
     return ".".join(parts[:-1] if len(set(paths)) == 1 and len(parts) > 1 else parts)
 
 
-def _group(tracer: Tracer, draft: Draft, reasons: list[str]) -> Group:
+def _group(seen: Findings, draft: Draft, reasons: list[str]) -> Group:
     flags = frozenset(draft.atom.flags)
-    norms = _norms(tracer, draft)
-    sites = _sites(tracer, draft) + _producers(tracer, draft)
-    reason = inexact_reason(draft.role, flags, _remedies(tracer, draft, norms))
+    norms = _norms(seen, draft)
+    sites = _sites(seen, draft) + _producers(seen, draft)
+    reason = inexact_reason(draft.role, flags, _remedies(seen, draft, norms))
     layers = draft.layers
     return Group(
         name=draft.name,
@@ -149,81 +142,78 @@ def _group(tracer: Tracer, draft: Draft, reasons: list[str]) -> Group:
         norms=norms,
         exact=reason is None,
         inexact_reason=reason,
-        frozen=_frozen(tracer, draft, sites, reasons),
-        minimum=max([1, *(n for e, n in tracer.minimums if draft.atom in atoms(e))]),
+        frozen=_frozen(seen, draft, sites, reasons),
+        minimum=max([1, *(n for _, n in seen.minimums[draft.atom])]),
     )
 
 
-def _remedies(tracer: Tracer, draft: Draft, norms: tuple[NormScale, ...]) -> frozenset[str]:
+def _remedies(seen: Findings, draft: Draft, norms: tuple[NormScale, ...]) -> frozenset[str]:
     """What can be done about the norms over an axis (see :func:`graphprune.trace.roles.inexact_reason`)."""
     found = {"scale"} if norms else set()
     if all(n.epsilon for n in norms):
         found.add("epsilon")
-    masked = sum(c.function in NORMS and draft.atom in atoms(c.dims[c.dim]) for c in tracer.functions)
-    if masked == sum(draft.atom in atoms(expr) for expr in tracer.normalised):
+    masked = sum(c.function in NORMS for c in seen.calls[draft.atom])
+    if masked == len(seen.normalised[draft.atom]):
         found.add("statistics")
     return frozenset(found)
 
 
-def _norms(tracer: Tracer, draft: Draft) -> tuple[NormScale, ...]:
+def _norms(seen: Findings, draft: Draft) -> tuple[NormScale, ...]:
     """The scales of the norms over this axis that a factor corrects; empty unless every norm has one."""
     if draft.role not in PRUNABLE or "averaged" in draft.atom.flags:
         return ()
-    scales = [_scale_of(tracer, draft, norm) for norm in tracer.norms if draft.atom in atoms(norm.axis)]
+    scales = [_scale_of(seen, draft, norm) for norm in seen.norms[draft.atom]]
     found = [scale for scale in scales if scale is not None]
     return tuple(dict.fromkeys(found)) if len(found) == len(scales) else ()
 
 
-def _scale_of(tracer: Tracer, draft: Draft, norm: Norm) -> NormScale | None:
+def _scale_of(seen: Findings, draft: Draft, norm: Norm) -> NormScale | None:
     """The one vector along the axis by which a norm multiplies, with the norm's epsilon; None without a vector."""
     own = {m.tensor for m in draft.members if m.tensor.rpartition(".")[0] == norm.module}
-    if len(own) != 1 or len(tracer.parameters[min(own)]) != 1:
+    if len(own) != 1 or len(seen.tracer.parameters[min(own)]) != 1:
         return None
-    offset = tracer.shifts.get(min(own), 0.0)
+    offset = seen.tracer.shifts.get(min(own), 0.0)
     if offset is None:
         return None
-    epsilons = tracer.epsilons.get(norm.module, set())
+    epsilons = seen.tracer.epsilons.get(norm.module, set())
     owner, attribute = next(iter(epsilons)) if len(epsilons) == 1 else ("", "")
     return NormScale(tensor=min(own), offset=offset, owner=owner, epsilon=attribute)
 
 
-def _producers(tracer: Tracer, draft: Draft) -> tuple[MaskSite, ...]:
+def _producers(seen: Findings, draft: Draft) -> tuple[MaskSite, ...]:
     """Under a norm, units must be silent before it: the slices that write them are masked too."""
     if not draft.atom.flags & NORMED:
         return ()
-    writers = [m for m in draft.members if not m.consumes or m.tensor in tracer.looked_up]
+    writers = [m for m in draft.members if not m.consumes or m.tensor in seen.tracer.looked_up]
     return tuple(
         MaskSite(kind="weight", module=m.tensor, dim=m.dim, axis=Axis(size=m.size, length=m.length, blocks=m.blocks))
         for m in writers
     )
 
 
-def _frozen(tracer: Tracer, draft: Draft, sites: tuple[MaskSite, ...], reasons: list[str]) -> str | None:
+def _frozen(seen: Findings, draft: Draft, sites: tuple[MaskSite, ...], reasons: list[str]) -> str | None:
     flags = draft.atom.flags
     if reasons:
         return "; ".join(reasons)
-    if not tracer.touched & {m.tensor for m in draft.members}:
+    if not seen.tracer.touched & {m.tensor for m in draft.members}:
         return "the traced forward pass never used it"
     if draft.role not in PRUNABLE:
         return UNSUPPORTED[draft.role]
     if draft.role == "moe.expert" and "expert_weights" not in flags:
         return "only the router's rows were traced; the experts behind it were reached through Python integers"
-    for expr, origin in tracer.valued:
-        if draft.atom in atoms(expr):
-            return f"a constant with different values per unit is computed inside {origin or 'the model'}"
+    for _, origin in seen.valued[draft.atom]:
+        return f"a constant with different values per unit is computed inside {origin or 'the model'}"
     if not sites:
         return "no place was found where a unit could be silenced, so removing cannot be checked"
     return None
 
 
-def _sites(tracer: Tracer, draft: Draft) -> tuple[MaskSite, ...]:
+def _sites(seen: Findings, draft: Draft) -> tuple[MaskSite, ...]:
     if draft.role in ("moe.expert", "moe.group"):
-        return _call_sites(tracer, draft, "logits")
+        return _call_sites(seen, draft, "logits")
     sites: dict[tuple[str, str], MaskSite] = {}
-    for c in tracer.consumptions:
-        blocks = places(c.inner).get(draft.atom)
-        if blocks is None:
-            continue
+    for c in seen.consumptions[draft.atom]:
+        blocks = places(c.inner)[draft.atom]
         axis = Axis(size=draft.atom.size, length=length(c.inner), blocks=tuple(blocks))
         if c.module is not None and c.last and len(c.params) == 1:
             sites[("input", c.module)] = MaskSite(kind="input", module=c.module, axis=axis)
@@ -232,18 +222,17 @@ def _sites(tracer: Tracer, draft: Draft) -> tuple[MaskSite, ...]:
             if m.consumes and m.tensor in c.params:
                 own = Axis(size=m.size, length=m.length, blocks=m.blocks)
                 sites[("weight", m.tensor)] = MaskSite(kind="weight", module=m.tensor, axis=own, dim=m.dim)
-    return (*sites.values(), *_call_sites(tracer, draft, "norm"))
+    return (*sites.values(), *_call_sites(seen, draft, "norm"))
 
 
-def _call_sites(tracer: Tracer, draft: Draft, kind: Literal["logits", "norm"]) -> tuple[MaskSite, ...]:
+def _call_sites(seen: Findings, draft: Draft, kind: Literal["logits", "norm"]) -> tuple[MaskSite, ...]:
     sites = []
-    for call in (c for c in tracer.functions if (c.function in NORMS) == (kind == "norm")):
-        blocks = places(call.dims[call.dim]).get(draft.atom) if call.dims else None
-        if blocks is not None:
-            axis = Axis(size=draft.atom.size, length=length(call.dims[call.dim]), blocks=tuple(blocks))
-            dim = call.dim - len(call.dims)
-            site = MaskSite(kind=kind, module=call.module, axis=axis, dim=dim, function=call.function, call=call.call)
-            sites.append(site)
+    for call in (c for c in seen.calls[draft.atom] if (c.function in NORMS) == (kind == "norm")):
+        blocks = places(call.dims[call.dim])[draft.atom]
+        axis = Axis(size=draft.atom.size, length=length(call.dims[call.dim]), blocks=tuple(blocks))
+        dim = call.dim - len(call.dims)
+        site = MaskSite(kind=kind, module=call.module, axis=axis, dim=dim, function=call.function, call=call.call)
+        sites.append(site)
     return tuple(sites)
 
 

@@ -93,7 +93,7 @@ def _settle(
 
 def _drafts(tracer: Tracer, index: Index) -> list[Draft]:
     drafts: dict[Atom, Draft] = {}
-    for tensor, dims in tracer.parameters.items():
+    for tensor, dims in seen.tracer.parameters.items():
         for d, expr in enumerate(dims):
             consumes = any(_same(inner, expr) for inner in index.consumed.get(tensor, ()))
             for atom, blocks in places(expr).items():
@@ -174,7 +174,7 @@ def _frozen(
     flags = draft.atom.flags
     if reasons:
         return "; ".join(reasons)
-    if not tracer.touched & {m.tensor for m in draft.members}:
+    if not seen.tracer.touched & {m.tensor for m in draft.members}:
         return "the traced forward pass never used it"
     if draft.role not in PRUNABLE:
         return UNSUPPORTED[draft.role]

@@ -12,6 +12,8 @@ from graphprune.errors import PlanError
 from graphprune.plan import PrunePlan
 from graphprune.trace import groups, trace
 from graphprune.trace.axes import Atom
+from graphprune.trace.findings import Findings
+from graphprune.trace.tracer import Tracer
 
 
 class Stack(nn.Module):
@@ -111,7 +113,7 @@ def test_parameters_that_the_forward_never_met_are_reported_and_frozen():
 def test_a_group_that_no_mask_can_silence_is_frozen():
     draft = groups.Draft(Atom(14), role="mlp.channel")
     draft.members = [SimpleNamespace(tensor="up")]
-    tracer = SimpleNamespace(frozen=[], valued=[], touched={"up"})
-    assert groups._frozen(tracer, draft, (), []) == (
+    seen = Findings(Tracer(touched={"up"}))
+    assert groups._frozen(seen, draft, (), []) == (
         "no place was found where a unit could be silenced, so removing cannot be checked"
     )

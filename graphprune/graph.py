@@ -180,6 +180,8 @@ class Group(Value):
         inexact_reason: why not, where ``exact`` is False.
         frozen: None, or the reason why the group must not be pruned.
         minimum: how many units must stay at least.
+        multiple_of: kernels want the number of units that stay to be a multiple of this; ranking sees to it.
+        essential: sets of units of each of which one must stay (the layers of every kind).
         norms: scales of norms over the axis, which are multiplied by √(all/kept) when units go, while epsilons are
             multiplied by all/kept (the mean of squares is taken over fewer entries; the removed ones were zero).
         stacks: module lists whose entries are the units, where a unit is a whole module.
@@ -195,6 +197,8 @@ class Group(Value):
     inexact_reason: str | None = None
     frozen: str | None = None
     minimum: int = 1
+    multiple_of: int = 1
+    essential: tuple[tuple[int, ...], ...] = ()
     norms: tuple[NormScale, ...] = ()
     stacks: tuple[Stack, ...] = ()
 

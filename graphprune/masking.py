@@ -347,8 +347,11 @@ class MaskCall(TorchFunctionMode):
     def _averaged(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """The call, as it would be without the silenced units (:mod:`graphprune.masking`); zero there."""
         tensor: Tensor = args[0] if args else kwargs["input"]
+        running = self._running()
+        for outer in running[: running.index(self)]:  # they will not see this call, which ends here
+            outer._calls += outer._site.function == self._site.function
         keep = torch.ones((), dtype=tensor.dtype, device=tensor.device)
-        for mode in self._running():
+        for mode in running:
             keep = keep * mode._mask.like(tensor, self._site.dim) if mode.target == self.target else keep
         if self._site.function == "mean":
             return mean_over(keep, self._site.dim, *args, **kwargs)

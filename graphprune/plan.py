@@ -144,6 +144,8 @@ def _problems(group: Group, units: tuple[int, ...]) -> list[str]:
         problems.append(f"group '{group.name}' must not be pruned: {group.frozen}")
     if units and not 0 <= units[0] <= units[-1] < group.size:
         problems.append(f"group '{group.name}' has units 0..{group.size - 1}, got {units}")
+    elif lost := [units_of for units_of in group.essential if set(units_of) <= set(units)]:
+        problems.append(f"group '{group.name}': one of the units {list(lost[0])}, which are of a kind, must stay")
     elif group.size - len(units) < group.minimum:
         problems.append(
             f"group '{group.name}' has {group.size} units; removing {len(units)} leaves "

@@ -97,6 +97,8 @@ def _remove(
     for _, index, units in sorted(chunks, key=lambda chunk: chunk[:2]):
         if index in closed:
             continue
+        if not _leaves_one_of_each(pool[index], removed.get(pool[index].name, set()) | set(units)):
+            continue
         if len(units) > left:
             closed.add(index)  # later chunks of this group must not overtake this one
             continue
@@ -106,11 +108,16 @@ def _remove(
             return
 
 
+def _leaves_one_of_each(group: Group, gone: set[int]) -> bool:
+    return not any(gone.issuperset(kind) for kind in group.essential)
+
+
 def _chunks(
     group: Group, index: int, values: torch.Tensor, multiple: int, removed: Mapping[str, set[int]]
 ) -> Iterator[Chunk]:
     """The units of ``group`` that may still go, cheapest first, cut so that kept sizes are multiples."""
     gone = removed.get(group.name, set())
+    multiple = math.lcm(multiple, group.multiple_of)
     order = [u for u in torch.sort(values, stable=True).indices.tolist() if u not in gone]
     score = values.tolist()
     kept, start = len(order), 0
@@ -163,8 +170,9 @@ def _note(pool: Sequence[Group], asked: int, removed: Mapping[str, set[int]], ta
         return
     size = sum(g.size for g in pool)
     reasons = []
-    if target.multiple_of > 1:
-        reasons.append(f"multiple_of {target.multiple_of}")
+    multiple = math.lcm(target.multiple_of, *(g.multiple_of for g in pool))
+    if multiple > 1:
+        reasons.append(f"multiple_of {multiple}")
     if got < asked and max(g.minimum for g in pool) > 1:
         reasons.append(f"minimum {max(g.minimum for g in pool)}")
     if got > asked:

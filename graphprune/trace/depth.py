@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from torch import nn
 
 from graphprune.graph import Axis, Block, Group, MaskSite, Member
-from graphprune.trace.stack import describe_stack, numbered_lookup
+from graphprune.trace.stack import describe_stack, kinds, numbered_lookup
 from graphprune.trace.tracer import Tracer
 
 
@@ -34,6 +34,7 @@ def depth_groups(tracer: Tracer, model: nn.Module) -> tuple[Group, ...]:
         size=stack.count,
         members=tuple(_members(tracer, model)),
         sites=sites,
+        essential=tuple(kinds(model, stack.count)),
         frozen=obstacle,
         stacks=(describe_stack(model, stack),),
     )

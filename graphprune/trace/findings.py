@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
-from graphprune.trace.axes import Atom, Expr, atoms, length
+from graphprune.trace.axes import Atom, Expr, atoms
 from graphprune.trace.tracer import Consumption, FunctionCall, Tracer
 
 T = TypeVar("T")
@@ -25,14 +25,18 @@ class Findings:
             (c for c in tracer.functions if c.dims), lambda c: c.dims[c.dim]
         )
         self.norms = by_atom(tracer.norms, lambda norm: norm.axis)
-        self.normalised = by_atom(tracer.normalised, lambda expr: expr)
+        self.averages = by_atom(tracer.averages, lambda expr: expr)
         self.minimums = by_atom(tracer.minimums, lambda pair: pair[0])
+        self.alignments = by_atom(tracer.alignments, lambda pair: pair[0])
         self.valued = by_atom(tracer.valued, lambda pair: pair[0])
-        self._consumed = {(name, _key(c.inner)) for c in tracer.consumptions for name in c.params}
+        self._consumed = {
+            (name, id(atom)) for c in tracer.consumptions for name in c.params for atom in atoms(c.inner)
+        }
 
     def consumes(self, tensor: str, expr: Expr) -> bool:
-        """Whether a product summed over exactly this axis of the tensor."""
-        return (tensor, _key(expr)) in self._consumed
+        """Whether a product summed over this axis of the tensor, alone or together with others."""
+        parts = atoms(expr)
+        return bool(parts) and all((tensor, id(atom)) in self._consumed for atom in parts)
 
 
 def by_atom(things: Iterable[T], axis: Callable[[T], Expr]) -> Mapping[Atom, list[T]]:
@@ -43,7 +47,3 @@ def by_atom(things: Iterable[T], axis: Callable[[T], Expr]) -> Mapping[Atom, lis
             found[atom].append(thing)
     return found
 
-
-def _key(expr: Expr) -> tuple[int, ...]:
-    """Equal for expressions of the same atoms and length."""
-    return (length(expr), *(id(atom) for atom in atoms(expr)))

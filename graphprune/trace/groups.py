@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -14,12 +15,12 @@ from graphprune.graph import Axis, ConstantSlice, DependencyGraph, Group, MaskSi
 from graphprune.trace.axes import Atom, Expr, atoms, length, matters, resolve
 from graphprune.trace.depth import depth_groups
 from graphprune.trace.functions import AVERAGES, LOGITS
-from graphprune.trace.index import Index
+from graphprune.trace.findings import Findings
 from graphprune.trace.integer_rules import size_rules
 from graphprune.trace.integers import configs_of
 from graphprune.trace.norms import NORMED, Remedy, remedy
 from graphprune.trace.places import places
-from graphprune.trace.roles import PRUNABLE, UNSUPPORTED, Evidence, inexact_reason, role_of
+from graphprune.trace.roles import PRUNABLE, UNSUPPORTED, Evidence, role_of, uncounted
 from graphprune.trace.stack import LayerStack
 from graphprune.trace.tracer import Tracer, frozen_reasons
 
@@ -28,6 +29,10 @@ FIXED = (
     "the forward of {} gives this axis the length of another one, or a number written in its code, so that it would not "
     "run with fewer units"
 )
+
+
+EXPERTS = "expert_weights"
+"""The mark of an axis along which a router chooses among weights."""
 
 
 @dataclass
@@ -44,13 +49,13 @@ class Draft:
 def build_graph(tracer: Tracer, model: nn.Module, tied: dict[str, str]) -> DependencyGraph:
     """The dependency graph of a traced model."""
     stack = tracer.passages.stack
-    index = Index.of(tracer)
-    drafts = _drafts(tracer, index)
+    found = Findings(tracer)
+    drafts = _drafts(found)
     _assign_roles(drafts, stack, tracer.passages.stream())
     _assign_names(drafts)
     by_atom = {d.atom: d for d in drafts}
     reasons = frozen_reasons(tracer)
-    groups = tuple(_group(tracer, index, d, reasons.get(id(d.atom), [])) for d in drafts)
+    groups = tuple(_group(found, d, reasons.get(id(d.atom), [])) for d in drafts)
     groups, rules = _settle(tracer, groups, by_atom, _values(model))
     groups += depth_groups(tracer, model)
     prunable = {g.name for g in groups if g.frozen is None}
@@ -91,21 +96,17 @@ def _settle(
         )
 
 
-def _drafts(tracer: Tracer, index: Index) -> list[Draft]:
+def _drafts(found: Findings) -> list[Draft]:
     drafts: dict[Atom, Draft] = {}
-    for tensor, dims in seen.tracer.parameters.items():
+    for tensor, dims in found.tracer.parameters.items():
         for d, expr in enumerate(dims):
-            consumes = any(_same(inner, expr) for inner in index.consumed.get(tensor, ()))
+            consumes = found.consumes(tensor, expr)
             for atom, blocks in places(expr).items():
                 member = Member(
                     tensor=tensor, dim=d, size=atom.size, length=length(expr), blocks=tuple(blocks), consumes=consumes
                 )
                 drafts.setdefault(atom, Draft(atom)).members.append(member)
     return list(drafts.values())
-
-
-def _same(left: Expr, right: Expr) -> bool:
-    return length(left) == length(right) and [id(a) for a in atoms(left)] == [id(a) for a in atoms(right)]
 
 
 def _assign_roles(drafts: list[Draft], stack: LayerStack, stream: set[int]) -> None:
@@ -116,6 +117,9 @@ def _assign_roles(drafts: list[Draft], stack: LayerStack, stream: set[int]) -> N
         draft.layers = frozenset(stack.layer(m.tensor) for m in draft.members)
     if not stream:  # no layers: whatever is not local to one of them
         stream = {id(d.atom) for d in drafts if len(d.layers) > 1 or None in d.layers}
+    for draft in drafts:
+        if {"batched_weights", "chosen"} <= draft.atom.flags:
+            draft.atom.flags.add(EXPERTS)
     for draft in drafts:
         neighbours = {a for m in draft.members for a in beside[m.tensor]} - {draft.atom}
         written = {a for m in draft.members if m.consumes for a in beside[m.tensor]} - {draft.atom}
@@ -148,10 +152,9 @@ def _common_path(paths: list[str]) -> str:
     return ".".join(parts[:-1] if len(set(paths)) == 1 and len(parts) > 1 else parts)
 
 
-def _group(tracer: Tracer, index: Index, draft: Draft, reasons: list[str]) -> Group:
-    remedied = remedy(tracer, index, draft.atom, draft.members)
-    sites = _sites(tracer, index, draft) + _norm_sites(tracer, index, draft, remedied)
-    reason = remedied.reason or inexact_reason(draft.role, frozenset(draft.atom.flags))
+def _group(found: Findings, draft: Draft, reasons: list[str]) -> Group:
+    remedied = remedy(found, draft.atom, draft.members)
+    sites = _sites(found, draft) + _norm_sites(found, draft, remedied)
     layers = draft.layers
     return Group(
         name=draft.name,
@@ -161,54 +164,84 @@ def _group(tracer: Tracer, index: Index, draft: Draft, reasons: list[str]) -> Gr
         members=tuple(draft.members),
         sites=sites,
         norms=remedied.scales,
-        exact=reason is None,
-        inexact_reason=reason,
-        frozen=_frozen(tracer, index, draft, sites, reasons),
-        minimum=max([1, *index.minimums.get(draft.atom, ())]),
+        exact=remedied.reason is None,
+        inexact_reason=remedied.reason,
+        frozen=_frozen(found, draft, sites, reasons),
+        minimum=max([1, *(count for _, count in found.minimums[draft.atom])]),
+        multiple_of=_multiple(found, draft),
     )
 
 
+def _multiple(found: Findings, draft: Draft) -> int:
+    """What kernels want the number of units to be a multiple of.
+
+    Matrices of experts, which are multiplied in groups, want rows of a multiple of 16 bytes.
+    """
+    wanted = [n for _, n in found.alignments[draft.atom]]
+    for m in draft.members:
+        dims, width = found.tracer.parameters[m.tensor], 16 // found.tracer.itemsizes.get(m.tensor, 16)
+        if len(dims) == 3 and m.dim > 0 and m.length == m.size and any(EXPERTS in a.flags for a in atoms(dims[0])):
+            wanted.append(width)
+    return math.lcm(*(n for n in wanted if draft.atom.size % n == 0))
+
+
 def _frozen(
-    tracer: Tracer, index: Index, draft: Draft, sites: tuple[MaskSite, ...], reasons: list[str]
+    found: Findings, draft: Draft, sites: tuple[MaskSite, ...], reasons: list[str]
 ) -> str | None:
     flags = draft.atom.flags
     if reasons:
         return "; ".join(reasons)
-    if not seen.tracer.touched & {m.tensor for m in draft.members}:
+    if not found.tracer.touched & {m.tensor for m in draft.members}:
         return "the traced forward pass never used it"
     if draft.role not in PRUNABLE:
         return UNSUPPORTED[draft.role]
-    if draft.role == "moe.expert" and "expert_weights" not in flags:
+    if draft.role == "moe.expert" and not flags & {EXPERTS, "batched_weights"}:
         return "only the router's rows were traced; the experts behind it were reached through Python integers"
-    for reason in index.valued.get(draft.atom, ()):
+    for _, reason in found.valued[draft.atom]:
+        return reason
+    if reason := uncounted(draft.role, frozenset(flags)):
         return reason
     if not sites:
         return "no place was found where a unit could be silenced, so removing cannot be checked"
     return None
 
 
-def _sites(tracer: Tracer, index: Index, draft: Draft) -> tuple[MaskSite, ...]:
+def _sites(found: Findings, draft: Draft) -> tuple[MaskSite, ...]:
     if draft.role in ("moe.expert", "moe.group"):
-        return _call_sites(index, draft, "logits", LOGITS)
+        return _call_sites(found, draft, "logits", LOGITS)
     sites: dict[tuple[str, str], MaskSite] = {}
-    for c in index.consumptions.get(draft.atom, ()):
-        axis = Axis(size=draft.atom.size, length=length(c.inner), blocks=tuple(places(c.inner)[draft.atom]))
+    for c in found.consumptions[draft.atom]:
         if c.module is not None and c.last and len(c.params) == 1:
-            sites["input", c.module] = MaskSite(kind="input", module=c.module, axis=axis)
+            sites["input", c.module] = _input_site(draft, c.inner, c.module)
             continue
         for m in draft.members:
             if m.consumes and m.tensor in c.params:
-                sites.update({("weight", f"{m.tensor} {s.reader}"): s for s in _weight_sites(tracer, m)})
+                sites.update({("weight", f"{m.tensor} {m.dim} {s.reader}"): s for s in _weight_sites(found.tracer, m)})
     return tuple(sites.values())
 
 
-def _norm_sites(tracer: Tracer, index: Index, draft: Draft, remedied: Remedy) -> tuple[MaskSite, ...]:
-    """Under a norm, units must be silent before it: the slices that write them are masked, and what it averages."""
+def _norm_sites(found: Findings, draft: Draft, remedied: Remedy) -> tuple[MaskSite, ...]:
+    """Under a norm, units must be silent before it, or left out of what it averages.
+
+    What a norm is given is masked where it enters the norm's module; where it is made inside, the slices of all
+    weights that write the axis are masked instead.
+    """
+    if remedied.statistics:
+        return _call_sites(found, draft, "norm", AVERAGES)
     if not draft.atom.flags & NORMED:
         return ()
-    writers = (m for m in draft.members if not m.consumes or m.tensor in tracer.looked_up)
-    averages = _call_sites(index, draft, "norm", AVERAGES) if remedied.statistics else ()
-    return (*(site for m in writers for site in _weight_sites(tracer, m)), *averages)
+    norms = found.norms[draft.atom]
+    if norms and all(norm.entered for norm in norms):
+        return tuple(_input_site(draft, norm.axis, norm.module) for norm in norms)
+    writers = (m for m in draft.members if not m.consumes or m.tensor in found.tracer.looked_up)
+    return tuple(site for m in writers for site in _weight_sites(found.tracer, m))
+
+
+def _input_site(draft: Draft, axis: Expr, module: str) -> MaskSite:
+    blocks = tuple(places(axis)[draft.atom])
+    return MaskSite(
+        kind="input", module=module, axis=Axis(size=draft.atom.size, length=length(axis), blocks=blocks)
+    )
 
 
 def _weight_sites(tracer: Tracer, member: Member) -> list[MaskSite]:
@@ -224,10 +257,10 @@ def _weight_sites(tracer: Tracer, member: Member) -> list[MaskSite]:
 
 
 def _call_sites(
-    index: Index, draft: Draft, kind: Literal["logits", "norm"], functions: frozenset[str]
+    found: Findings, draft: Draft, kind: Literal["logits", "norm"], functions: frozenset[str]
 ) -> tuple[MaskSite, ...]:
     sites = []
-    for call in index.functions.get(draft.atom, ()):
+    for call in found.calls[draft.atom]:
         if call.function in functions:
             axis_expr = call.dims[call.dim]
             blocks = tuple(places(axis_expr)[draft.atom])

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from graphprune.graph import Member, NormScale
 from graphprune.trace.axes import Atom
 from graphprune.trace.functions import AVERAGES
-from graphprune.trace.index import Index
+from graphprune.trace.findings import Findings
 from graphprune.trace.record import Norm
 from graphprune.trace.tracer import Tracer
 
@@ -31,7 +31,7 @@ class Remedy:
     reason: str | None = None
 
 
-def remedy(tracer: Tracer, index: Index, atom: Atom, members: Iterable[Member]) -> Remedy:
+def remedy(found: Findings, atom: Atom, members: Iterable[Member]) -> Remedy:
     """The remedy for the axis of ``atom``.
 
     A root mean square with a scale and an epsilon of its own is corrected when units go: the removed entries were zero,
@@ -42,11 +42,11 @@ def remedy(tracer: Tracer, index: Index, atom: Atom, members: Iterable[Member]) 
         return Remedy()
     if "averaged" in flags:
         return Remedy(reason="a statistic is taken over this axis, so removing units changes it for those that stay")
-    scales = _scales(tracer, index, atom, members) if "normalised" not in flags else ()
+    scales = _scales(found, atom, members) if "normalised" not in flags else ()
     if scales and all(s.epsilon for s in scales):
         return Remedy(scales=scales)
-    calls = sum(call.function in AVERAGES for call in index.functions.get(atom, ()))
-    if calls == len(index.averages.get(atom, ())):
+    calls = sum(call.function in AVERAGES for call in found.calls[atom])
+    if calls == len(found.averages[atom]):
         return Remedy(statistics=True)
     if scales:
         reason = "a root-mean-square norm runs over this axis; its scale is corrected, which leaves the norm's epsilon"
@@ -54,11 +54,11 @@ def remedy(tracer: Tracer, index: Index, atom: Atom, members: Iterable[Member]) 
     return Remedy(reason="a norm or mean is taken over this axis, so removing units changes it for those that stay")
 
 
-def _scales(tracer: Tracer, index: Index, atom: Atom, members: Iterable[Member]) -> tuple[NormScale, ...]:
+def _scales(found: Findings, atom: Atom, members: Iterable[Member]) -> tuple[NormScale, ...]:
     """The scales of the norms over this axis; empty unless every norm has one."""
-    found = [_scale_of(tracer, members, norm) for norm in index.norms.get(atom, ())]
-    known = [scale for scale in found if scale is not None]
-    return tuple(dict.fromkeys(known)) if len(known) == len(found) else ()
+    scales = [_scale_of(found.tracer, members, norm) for norm in found.norms[atom]]
+    known = [scale for scale in scales if scale is not None]
+    return tuple(dict.fromkeys(known)) if len(known) == len(scales) else ()
 
 
 def _scale_of(tracer: Tracer, members: Iterable[Member], norm: Norm) -> NormScale | None:

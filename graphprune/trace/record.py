@@ -34,7 +34,7 @@ class Info:
         scope: path of the module in whose forward the tensor was made.
         uniform: a constant whose elements are all alike (zeros, ones, full), so that any slice of it is right.
         source: serial number of the tensor this one is a view of with the same last dimension.
-        squared: whether this is the square of an activation, so that its mean is a mean square.
+        squared: serial number of what this is the square of, so that its mean is a mean square.
         mean_square: whether this is a mean of squares, to which a norm adds its epsilon.
         selected: whether an integer tensor results from choosing positions by activation (top-k, arg-max).
         entry: index of the layer in which it was computed; None outside of the stack, and for the stream itself.
@@ -47,7 +47,7 @@ class Info:
     scope: str = ""
     uniform: bool = False
     source: int | None = None
-    squared: bool = False
+    squared: int | None = None
     mean_square: bool = False
     selected: bool = False
     entry: int | None = None
@@ -55,10 +55,14 @@ class Info:
 
 @dataclass(frozen=True)
 class Norm:
-    """A mean of squares over ``axis`` that module ``module`` computes by itself."""
+    """A mean of squares over ``axis`` that module ``module`` computes by itself.
+
+    ``entered`` says that what is squared is the module's first argument, and ``axis`` its last dimension.
+    """
 
     axis: Expr
     module: str
+    entered: bool = False
 
 
 @dataclass

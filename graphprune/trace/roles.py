@@ -93,8 +93,8 @@ def _rank(feeds: frozenset[str]) -> str:
     return "mla.kv_rank" if "mixed_values" in feeds else "mla.q_rank"
 
 
-def inexact_reason(role: str, flags: frozenset[str]) -> str | None:
-    """Why removing a unit is not the same as silencing it, or None; norms apart (:mod:`graphprune.trace.norms`)."""
+def uncounted(role: str, flags: frozenset[str]) -> str | None:
+    """Why no mask could make up for a unit that is gone, or None; norms apart (:mod:`graphprune.trace.norms`)."""
     if not role.startswith("moe.") and flags & {"summed", "softmax", "chosen"}:
         return "the axis is reduced without a weight, so a silenced unit still counts"
     return None

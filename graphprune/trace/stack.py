@@ -189,6 +189,18 @@ def _lists(model: nn.Module, count: int) -> Iterator[tuple[str, str]]:
                 yield owner, name
 
 
+def kinds(model: nn.Module, count: int) -> Iterator[tuple[int, ...]]:
+    """The entries of every kind that a list of the config tells apart: caches are built for those that it lists."""
+    found: dict[tuple[int, ...], None] = {}
+    configs = dict(configs_of(model))
+    for owner, attribute in _lists(model, count):
+        values = getattr(configs[owner], attribute)
+        if all(isinstance(v, str) for v in values):
+            for kind in dict.fromkeys(values):
+                found[tuple(i for i, v in enumerate(values) if v == kind)] = None
+    yield from found
+
+
 def _computed(config: Any) -> Iterator[tuple[str, Any]]:
     """The lists that a config computes from its other fields."""
     for name in dir(type(config)):

@@ -65,6 +65,7 @@ class Tracer:
     records: Records = field(default_factory=Records)
     parameters: dict[str, tuple[Expr, ...]] = field(default_factory=dict)
     touched: set[str] = field(default_factory=set)
+    itemsizes: dict[str, int] = field(default_factory=dict)
     readers: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     consumptions: list[Consumption] = field(default_factory=list)
     functions: list[FunctionCall] = field(default_factory=list)
@@ -72,6 +73,7 @@ class Tracer:
     axes: list[Expr] = field(default_factory=list)
     frozen: list[tuple[Expr, str]] = field(default_factory=list)
     minimums: list[tuple[Expr, int]] = field(default_factory=list)
+    alignments: list[tuple[Expr, int]] = field(default_factory=list)
     valued: list[tuple[Expr, str]] = field(default_factory=list)
     norms: list[Norm] = field(default_factory=list)
     averages: list[Expr] = field(default_factory=list)
@@ -130,6 +132,16 @@ class Tracer:
         info: Info | None = self.records.infos.get(index)  # type: ignore[no-untyped-call]
         if info is not None:
             self.records.infos[index] = replace(info, values=axis)
+
+    def norm_of(self, squares: Info, dim: int) -> None:
+        """A module takes the mean of ``squares`` along ``dim``."""
+        first = self.stack[-1].first if self.stack else None
+        entered = first is not None and first == squares.squared and dim == len(squares.dims) - 1
+        self.norms.append(Norm(squares.dims[dim], self.where, entered))
+
+    def aligned(self, expr: Expr, multiple: int) -> None:
+        """Kernels want the length of this axis to be a multiple."""
+        self.alignments.append((expr, multiple))
 
     def consumed(self, params: frozenset[str], inner: Expr, other: Info) -> None:
         """A weight is summed over ``inner`` with an activation."""
@@ -253,6 +265,7 @@ def register_parameters(tracer: Tracer, tensors: Mapping[str, torch.Tensor]) -> 
     for name, tensor in tensors.items():
         dims = tuple(fresh(n, "stored") for n in tensor.shape)
         tracer.parameters[name] = dims
+        tracer.itemsizes[name] = tensor.element_size()
         info = Info(dims, Kind.WEIGHT, params=frozenset({name}))
         tracer.records.put(tensor, info)
         tracer.records.alive.append(tensor)

@@ -76,6 +76,9 @@ def _bmm(call: Call, left: torch.Tensor, right: torch.Tensor) -> list[Expr]:
     a, b = call.info(left), call.info(right)
     unify(a.dims[0], b.dims[0])
     contract(call, left, right, (a.dims[2], b.dims[1]), [a.dims[0]])
+    if {a.kind, b.kind} == {Kind.WEIGHT, Kind.ACTIVATION}:
+        for atom in atoms(a.dims[0]):
+            atom.flags.add("batched_weights")
     return [a.dims[0], a.dims[1], b.dims[2]]
 
 

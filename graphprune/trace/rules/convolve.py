@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from graphprune.trace.axes import Expr, atoms, fresh, unify
+from graphprune.trace.axes import Expr, atoms, fresh, length, regroup, unify
 from graphprune.trace.record import Kind
 from graphprune.trace.rules.table import Call, rule
 
@@ -26,9 +26,13 @@ def convolution(call: Call) -> None:
         out = w.dims[0]
         _mix(out)
     else:
-        for expr in (x.dims[1], w.dims[0]):
-            call.tracer.freeze(expr, f"convolved in {groups} groups of channels")
+        (ours, inner), (theirs, _) = (regroup([e], [groups, length(e) // groups]) for e in (x.dims[1], w.dims[0]))
+        unify(ours, theirs)
+        unify(inner, w.dims[1])
+        if w.kind is Kind.WEIGHT and x.kind is Kind.ACTIVATION:
+            call.tracer.consumed(w.params, w.dims[1], x)
         out = w.dims[0]
+        _mix(ours)
     bias = call.get("bias")
     if bias is not None:
         unify(out, call.info(bias).dims[0])

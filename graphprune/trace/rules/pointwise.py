@@ -47,10 +47,12 @@ def pointwise(call: Call) -> None:
         )
 
 
-def _squares(call: Call, tensors: list[torch.Tensor]) -> bool:
-    if call.name == "mul":
-        return len(tensors) == 2 and tensors[0] is tensors[1]
-    return call.name == "square" or (call.name == "pow" and call.get("exponent") == 2)
+def _squares(call: Call, tensors: list[torch.Tensor]) -> int | None:
+    """The serial number of what is squared."""
+    product = call.name == "mul" and len(tensors) == 2 and tensors[0] is tensors[1]
+    exponent = call.get("exponent")
+    power = call.name == "square" or (call.name == "pow" and isinstance(exponent, int | float) and exponent == 2)
+    return call.info(tensors[0]).source if product or power else None
 
 
 def _note_shift(call: Call, tensors: list[torch.Tensor]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from graphprune.trace.axes import UNIT, Expr, atoms, fresh, unify
-from graphprune.trace.record import Kind, Norm
+from graphprune.trace.record import Kind
 from graphprune.trace.rules.pointwise import pointwise
 from graphprune.trace.rules.table import Call, positive, rule
 
@@ -23,13 +23,13 @@ def reduce_dims(call: Call) -> None:
         for d in gone:
             if call.name == "mean":
                 call.tracer.averages.append(info.dims[d])
-            if call.name == "mean" and info.squared:
-                call.tracer.norms.append(Norm(info.dims[d], call.tracer.where))
-            _flag(info.dims[d], _mark(call.name, info.squared))
+            if call.name == "mean" and info.squared is not None:
+                call.tracer.norm_of(info, d)
+            _flag(info.dims[d], _mark(call.name, info.squared is not None))
     keep = bool(call.get("keepdim", False))
     dims = [UNIT if d in gone else e for d, e in enumerate(info.dims) if keep or d not in gone]
     for i in range(len(call.outputs)):
-        call.put(dims, output=i, mean_square=info.squared and call.name == "mean")
+        call.put(dims, output=i, mean_square=info.squared is not None and call.name == "mean")
 
 
 def _mark(name: str, squared: bool) -> str:

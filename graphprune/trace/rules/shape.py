@@ -139,7 +139,13 @@ def cat(call: Call) -> None:
         atom.flags.add("joined")
     dims = list(infos[0].dims)
     dims[d] = concat([i.dims[d] for i in infos])
-    call.put(dims, *tensors)
+    values = infos[0].values
+    for other in infos[1:]:
+        if values is not None and other.values is not None and length(values) == length(other.values):
+            unify(values, other.values)
+        else:
+            values = None
+    call.put(dims, *tensors, values=values, selected=all(i.selected for i in infos))
 
 
 def _repeats(info: Info, dim: int) -> bool:

@@ -214,7 +214,8 @@ class Group(Value):
 class SizeRule(Value):
     """A Python integer that the forward pass reads and that must follow the removed units.
 
-    The attribute ``attribute`` (``name``, or ``name[i]`` for an item of a tuple) of module ``owner`` (or of the config, where ``owner`` is ``"config"`` or
+    The attribute ``attribute`` (``name``, or ``name[i]`` for an item of a tuple) of module ``owner`` (or of the config,
+    where ``owner`` is ``"config"`` or
     ``"config.<sub-config>"``) equals ``constant + Σ coefficient·Π size(group)`` over ``terms``. ``reader`` is the
     module whose forward read it: a config attribute has one rule per reader, and readers may come to disagree.
     """

@@ -270,34 +270,39 @@ def _mask_call(model: nn.Module, site: MaskSite, keep: Keep) -> list[RemovableHa
     ]
 
 
-def mean_over(
-    keep: Tensor, axis: int, input: Tensor, dim: Any = None, keepdim: bool = False, dtype: torch.dtype | None = None
-) -> Tensor:
-    """``torch.mean`` over the last-but-n-th dimension ``axis``, of the entries where ``keep`` is 1."""
-    total: Tensor = (input * keep).sum(axis, keepdim=keepdim, dtype=dtype)
+def mean_over(keep: Tensor, tensor: Tensor, **options: Any) -> Tensor:
+    """``torch.mean`` with its ``options``, of the entries of ``tensor`` where ``keep`` is 1."""
+    total: Tensor = torch.sum(tensor * keep, **options)
     return total / keep.sum().to(total.dtype)
 
 
 def norm_over(
     keep: Tensor,
-    centred: bool,
-    input: Tensor,
-    normalized_shape: Any,
+    tensor: Tensor,
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     eps: float | None = None,
+    *,
+    centred: bool,
 ) -> Tensor:
     """``layer_norm`` (``centred``) or ``rms_norm`` over the last entries where ``keep`` is 1; zero elsewhere."""
     count = keep.sum()
-    wide = (input * keep).float()
+    wide = (tensor * keep).float()
     if centred:
         wide = (wide - wide.sum(-1, keepdim=True) / count) * keep
-    default = 1e-5 if centred else torch.finfo(input.dtype).eps
+    default = 1e-5 if centred else torch.finfo(tensor.dtype).eps
     variance = wide.square().sum(-1, keepdim=True) / count
-    normed = (wide * torch.rsqrt(variance + (default if eps is None else eps))).to(input.dtype)
+    normed = (wide * torch.rsqrt(variance + (default if eps is None else eps))).to(tensor.dtype)
     scaled = normed if weight is None else normed * weight
     return (scaled if bias is None else scaled + bias) * keep
 
+
+_PARAMETERS = {
+    "mean": ("input", "dim", "keepdim", "dtype"),
+    "rms_norm": ("input", "normalized_shape", "weight", "eps"),
+    "layer_norm": ("input", "normalized_shape", "weight", "bias", "eps"),
+}
+"""The parameters of the functions that average, in order."""
 
 _THREAD = threading.local()
 
@@ -346,7 +351,8 @@ class MaskCall(TorchFunctionMode):
 
     def _averaged(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """The call, as it would be without the silenced units (:mod:`graphprune.masking`); zero there."""
-        tensor: Tensor = args[0] if args else kwargs["input"]
+        given = dict(zip(_PARAMETERS[self._site.function], args, strict=False), **kwargs)
+        tensor: Tensor = given.pop("input")
         running = self._running()
         for outer in running[: running.index(self)]:  # they will not see this call, which ends here
             outer._calls += outer._site.function == self._site.function
@@ -354,8 +360,9 @@ class MaskCall(TorchFunctionMode):
         for mode in running:
             keep = keep * mode._mask.like(tensor, self._site.dim) if mode.target == self.target else keep
         if self._site.function == "mean":
-            return mean_over(keep, self._site.dim, *args, **kwargs)
-        return norm_over(keep, self._site.function == "layer_norm", *args, **kwargs)
+            return mean_over(keep, tensor, **given)
+        given.pop("normalized_shape")
+        return norm_over(keep, tensor, **given, centred=self._site.function == "layer_norm")
 
     def _masked(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if args:

@@ -63,7 +63,7 @@ def _config_edits(model: nn.Module, stack: Stack, kept: list[int]) -> Iterator[E
         if len(items) != stack.size:
             raise ReshapeError(
                 f"expected '{attribute}' of the config to have one item for each of {stack.size} layers, as when "
-                f"it was traced, got {len(items)}. Is the config shared with a model that was pruned? Give each its own."
+                f"it was traced, got {len(items)}. Is the config shared with a pruned model? Give each its own."
             )
         yield partial(_set, config, attribute, type(items)(items[u] for u in kept))
     for owner, attribute in stack.counts:

@@ -29,9 +29,7 @@ class Findings:
         self.minimums = by_atom(tracer.minimums, lambda pair: pair[0])
         self.alignments = by_atom(tracer.alignments, lambda pair: pair[0])
         self.valued = by_atom(tracer.valued, lambda pair: pair[0])
-        self._consumed = {
-            (name, id(atom)) for c in tracer.consumptions for name in c.params for atom in atoms(c.inner)
-        }
+        self._consumed = {(name, id(atom)) for c in tracer.consumptions for name in c.params for atom in atoms(c.inner)}
 
     def consumes(self, tensor: str, expr: Expr) -> bool:
         """Whether a product summed over this axis of the tensor, alone or together with others."""
@@ -46,4 +44,3 @@ def by_atom(things: Iterable[T], axis: Callable[[T], Expr]) -> Mapping[Atom, lis
         for atom in atoms(axis(thing)):
             found[atom].append(thing)
     return found
-

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +13,7 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 
 from graphprune.trace.axes import Expr, regroup
 from graphprune.trace.integers import AXIS, TracedFloat, TracedInt, terms_of
+from graphprune.trace.places import places
 from graphprune.trace.record import Kind
 from graphprune.trace.tracer import FunctionCall, Tracer
 
@@ -24,6 +26,8 @@ NORMS = frozenset({"layer_norm", "rms_norm"})
 AVERAGES = NORMS | {"mean"}
 """Functions that average over their last dimension, out of which masks can leave units."""
 MASKABLE = LOGITS | AVERAGES
+ARITHMETIC = frozenset("add sub rsub mul div rdiv true_divide pow rpow".split())
+"""Functions in which a number is a number, not a length."""
 READS_SHAPE = torch.Tensor.shape.__get__  # type: ignore[attr-defined]
 
 
@@ -44,11 +48,14 @@ class Functions(TorchFunctionMode):
         # Some fake kernels refuse subclasses of numbers; what comes out of the call cannot remember them anyway.
         result = func(*tree_map_only(TracedInt, int, args), **tree_map_only(TracedInt, int, kwargs))
         if name == "view_as_complex" and args[0]._base is not None:
-            for expr in self.tracer.info(args[0]._base).dims:
-                self.tracer.aligned(expr, 2)  # pairs of floats must begin at even places
+            self._paired(args[0]._base)
         if name == "size" or func == READS_SHAPE:
             return self._sizes(args[0], args[1:] or tuple(kwargs.values()), result)
         leaves = tree_flatten((args, kwargs))[0]
+        if name in ARITHMETIC:
+            for leaf in leaves:
+                if isinstance(leaf, TracedInt):
+                    self.tracer.computed_with(leaf)
         if any(isinstance(leaf, TracedFloat) for leaf in leaves):
             self._epsilon(name, leaves)
         for number, axis in _measured(self.tracer, name, args, kwargs, result):
@@ -63,6 +70,12 @@ class Functions(TorchFunctionMode):
         if dim:
             return self.tracer.length_of(info.dims[int(dim[0])])
         return torch.Size([self.tracer.length_of(e) for e in info.dims])
+
+    def _paired(self, storage: torch.Tensor) -> None:
+        """Pairs of floats in this tensor are read as one number, so that they must begin at even places."""
+        for atom, blocks in places(self.tracer.info(storage).dims[-1]).items():
+            if sum(math.prod(count for count, _ in block.loops) for block in blocks) % 2:
+                self.tracer.aligned((atom,), 2)
 
     def _epsilon(self, name: str, leaves: list[Any]) -> None:
         """A number that is added to a mean of squares, or handed to a norm, is that norm's epsilon."""
@@ -154,8 +167,8 @@ def watching(tracer: Tracer) -> Iterator[None]:
                 return
 
     with Functions(tracer):
-        TracedInt.compared = compared
+        TracedInt.compared, TracedInt.computed = compared, tracer.computed_with
         try:
             yield
         finally:
-            TracedInt.compared = None
+            TracedInt.compared = TracedInt.computed = None

@@ -12,10 +12,10 @@ from typing import Literal
 from torch import nn
 
 from graphprune.graph import Axis, ConstantSlice, DependencyGraph, Group, MaskSite, Member, SizeRule
-from graphprune.trace.axes import Atom, Expr, atoms, length, matters, resolve
+from graphprune.trace.axes import Atom, Expr, atoms, length, matters
 from graphprune.trace.depth import depth_groups
-from graphprune.trace.functions import AVERAGES, LOGITS
 from graphprune.trace.findings import Findings
+from graphprune.trace.functions import AVERAGES, LOGITS
 from graphprune.trace.integer_rules import size_rules
 from graphprune.trace.integers import configs_of
 from graphprune.trace.norms import NORMED, Remedy, remedy
@@ -23,13 +23,6 @@ from graphprune.trace.places import places
 from graphprune.trace.roles import PRUNABLE, UNSUPPORTED, Evidence, role_of, uncounted
 from graphprune.trace.stack import LayerStack
 from graphprune.trace.tracer import Tracer, frozen_reasons
-
-
-FIXED = (
-    "the forward of {} gives this axis the length of another one, or a number written in its code, so that it would not "
-    "run with fewer units"
-)
-
 
 EXPERTS = "expert_weights"
 """The mark of an axis along which a router chooses among weights."""
@@ -78,6 +71,7 @@ def _settle(
 ) -> tuple[tuple[Group, ...], tuple[SizeRule, ...]]:
     """Rules for attributes; groups whose sizes the forward fixes otherwise are frozen until no equation is broken."""
     uses = [use for use in tracer.uses.values() if matters(use.axis)]
+    arithmetic = [(reader, monomials) for (reader, _), monomials in tracer.arithmetic.items()]
     while True:
         prunable = {g.name for g in groups if g.frozen is None}
 
@@ -85,13 +79,11 @@ def _settle(
             draft = by_atom.get(atom.root())
             return draft.name if draft is not None and draft.name in prunable else None
 
-        solution = size_rules(uses, tracer.axes, values, name)
+        solution = size_rules(uses, arithmetic, tracer.axes, values, name)
         if not solution.contradictions:
             return groups, solution.rules
         groups = tuple(
-            g.model_copy(update={"frozen": FIXED.format(solution.contradictions[g.name] or "the model")})
-            if g.name in solution.contradictions
-            else g
+            g.model_copy(update={"frozen": solution.contradictions[g.name]}) if g.name in solution.contradictions else g
             for g in groups
         )
 
@@ -111,9 +103,12 @@ def _drafts(found: Findings) -> list[Draft]:
 
 def _assign_roles(drafts: list[Draft], stack: LayerStack, stream: set[int]) -> None:
     beside: dict[str, set[Atom]] = defaultdict(set)
+    read: dict[str, set[Atom]] = defaultdict(set)
     for draft in drafts:
         for m in draft.members:
             beside[m.tensor].add(draft.atom)
+            if m.consumes:
+                read[m.tensor].add(draft.atom)
         draft.layers = frozenset(stack.layer(m.tensor) for m in draft.members)
     if not stream:  # no layers: whatever is not local to one of them
         stream = {id(d.atom) for d in drafts if len(d.layers) > 1 or None in d.layers}
@@ -123,12 +118,14 @@ def _assign_roles(drafts: list[Draft], stack: LayerStack, stream: set[int]) -> N
     for draft in drafts:
         neighbours = {a for m in draft.members for a in beside[m.tensor]} - {draft.atom}
         written = {a for m in draft.members if m.consumes for a in beside[m.tensor]} - {draft.atom}
+        writers = {m.tensor for m in draft.members if not m.consumes}
         draft.role = role_of(
             Evidence(
                 flags=frozenset(draft.atom.flags),
                 stream=id(draft.atom) in stream,
                 produced=any(not m.consumes for m in draft.members),
                 consumed=any(m.consumes for m in draft.members),
+                reads_stream=any(id(a) in stream for t in writers for a in read[t]),
                 writes_stream=any(id(a) in stream for a in written),
                 feeds=frozenset().union(*(a.flags for a in written)),
                 beside=frozenset().union(*(a.flags for a in neighbours)),
@@ -162,7 +159,7 @@ def _group(found: Findings, draft: Draft, reasons: list[str]) -> Group:
         layer=next(iter(layers)) if len(layers) == 1 else None,
         size=draft.atom.size,
         members=tuple(draft.members),
-        sites=sites,
+        sites=tuple(dict.fromkeys(sites)),
         norms=remedied.scales,
         exact=remedied.reason is None,
         inexact_reason=remedied.reason,
@@ -185,9 +182,7 @@ def _multiple(found: Findings, draft: Draft) -> int:
     return math.lcm(*(n for n in wanted if draft.atom.size % n == 0))
 
 
-def _frozen(
-    found: Findings, draft: Draft, sites: tuple[MaskSite, ...], reasons: list[str]
-) -> str | None:
+def _frozen(found: Findings, draft: Draft, sites: tuple[MaskSite, ...], reasons: list[str]) -> str | None:
     flags = draft.atom.flags
     if reasons:
         return "; ".join(reasons)
@@ -197,9 +192,11 @@ def _frozen(
         return UNSUPPORTED[draft.role]
     if draft.role == "moe.expert" and not flags & {EXPERTS, "batched_weights"}:
         return "only the router's rows were traced; the experts behind it were reached through Python integers"
-    for _, reason in found.valued[draft.atom]:
-        return reason
-    if reason := uncounted(draft.role, frozenset(flags)):
+    if found.valued[draft.atom]:
+        return found.valued[draft.atom][0][1]
+    if "assigned" in flags:
+        return "a stored table assigns these units to token ids; without a unit its tokens would have none"
+    if (reason := uncounted(draft.role, frozenset(flags))) is not None:
         return reason
     if not sites:
         return "no place was found where a unit could be silenced, so removing cannot be checked"
@@ -239,9 +236,7 @@ def _norm_sites(found: Findings, draft: Draft, remedied: Remedy) -> tuple[MaskSi
 
 def _input_site(draft: Draft, axis: Expr, module: str) -> MaskSite:
     blocks = tuple(places(axis)[draft.atom])
-    return MaskSite(
-        kind="input", module=module, axis=Axis(size=draft.atom.size, length=length(axis), blocks=blocks)
-    )
+    return MaskSite(kind="input", module=module, axis=Axis(size=draft.atom.size, length=length(axis), blocks=blocks))
 
 
 def _weight_sites(tracer: Tracer, member: Member) -> list[MaskSite]:

@@ -1,15 +1,15 @@
-"""From observed uses of numbers to rules that say what attributes must become, and to axes that contradict each other.
+"""From observed uses of numbers to rules that say what attributes must become, and to axes that contradict others.
 
-Every use is an equation: a polynomial of attributes (and of lengths of other axes) equals the length of an axis, which is
-a polynomial of group sizes. Attributes that stand alone are known at once; the others follow by division, one unknown at
-a time. An equation without unknowns that does not hold for all group sizes cannot survive pruning: the forward gives an
-axis the length of another one, or a number that is written in its code.
+Every use is an equation: a polynomial of attributes (and of lengths of other axes) equals the length of an axis, which
+is a polynomial of group sizes. Attributes that stand alone are known at once; the others follow by division, one
+unknown at a time. An equation without unknowns that does not hold for all group sizes cannot survive pruning: the
+forward gives an axis the length of another one, or a number that is written in its code.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -100,37 +100,57 @@ class _Equations:
         return []
 
 
+FIXED = (
+    "the forward of {} gives this axis the length of another one, or a number written in its code, so that it would "
+    "not run with fewer units"
+)
+COMPUTED = "the forward of {} computes with the number of units, so that fewer give other results than silenced ones"
+
+
 @dataclass(frozen=True)
 class Solution:
-    """Rules for attributes, and for each group that contradicts the code the module whose forward it is."""
+    """Rules for attributes, and for each group that contradicts the code the reason."""
 
     rules: tuple[SizeRule, ...]
     contradictions: dict[str, str]
 
 
 def size_rules(
-    uses: Sequence[IntegerUse], axes: Sequence[Expr], values: dict[Source, int], name: Name
+    uses: Sequence[IntegerUse],
+    arithmetic: Sequence[tuple[str, tuple[Monomial, ...]]],
+    axes: Sequence[Expr],
+    values: dict[Source, int],
+    name: Name,
 ) -> Solution:
     """One rule per (attribute, reading module) whose value depends on a named group.
 
     Args:
         uses: every observed use.
+        arithmetic: numbers that were computed with, by the reading module.
         axes: the axes whose lengths were read, by the number of their source.
         values: every attribute's present value.
         name: the group of an atom, if it can be pruned.
     """
     rules: list[SizeRule] = []
     contradictions: dict[str, str] = {}
-    by_reader: dict[str, list[IntegerUse]] = {}
+    by_reader: dict[str, list[IntegerUse]] = defaultdict(list)
     for use in uses:
-        by_reader.setdefault(use.reader, []).append(use)
-    for reader, own in by_reader.items():
+        by_reader[use.reader].append(use)
+    computed: dict[str, list[Monomial]] = defaultdict(list)
+    for reader, monomials in arithmetic:
+        computed[reader].extend(monomials)
+    for reader in {**by_reader, **computed}:
+        own, where = by_reader[reader], reader or "the model"
         equations = _Equations(values, name)
-        for source in {s for use in own for monomial, _ in use.terms for s, _ in monomial if s[0] == AXIS}:
+        monomials = (*(m for use in own for m, _ in use.terms), *computed[reader])
+        for source in {s for monomial in monomials for s, _ in monomial if s[0] == AXIS}:
             equations.known[source] = polynomial(axes[int(source[1])], name)
         equations.solve(own)
         for use in own:
-            contradictions.update(dict.fromkeys(equations.violated(use), reader))
+            contradictions.update(dict.fromkeys(equations.violated(use), FIXED.format(where)))
+        sources = {s for monomial in computed[reader] for s, _ in monomial}
+        varying = {group for s in sources for key in equations.known.get(s, ()) for group in key}
+        contradictions.update(dict.fromkeys(varying, COMPUTED.format(where)))
         rules.extend(_rules(equations.known, reader))
     return Solution(tuple(rules), contradictions)
 

@@ -33,6 +33,8 @@ class TracedInt(int):
     terms: Terms
     compared: ClassVar[Callable[[int, int], None] | None] = None
     """Told of every comparison that held, while a trace runs."""
+    computed: ClassVar[Callable[[int], None] | None] = None
+    """Told of every number that was turned into one that remembers nothing, while a trace runs."""
 
     def __new__(cls, value: int, terms: Terms) -> Self:
         number = super().__new__(cls, value)
@@ -79,6 +81,23 @@ class TracedInt(int):
 
     def __rfloordiv__(self, other: Any) -> Any:
         return _quotient(other, self)
+
+    def __pow__(self, other: Any, modulus: Any = None) -> Any:
+        return self._forget() ** other if modulus is None else pow(self._forget(), other, modulus)
+
+    def __truediv__(self, other: Any) -> Any:
+        return self._forget() / other
+
+    def __rtruediv__(self, other: Any) -> Any:
+        return other / self._forget()
+
+    def __float__(self) -> float:
+        return float(self._forget())
+
+    def _forget(self) -> int:
+        if TracedInt.computed is not None:
+            TracedInt.computed(self)
+        return int(self)
 
     def _sum(self, other: Any, mine: int, theirs: int) -> Any:
         if not isinstance(other, int) or isinstance(other, bool):
@@ -136,9 +155,13 @@ def terms_of(number: int) -> Terms:
     return number.terms if isinstance(number, TracedInt) else {(): Fraction(int(number))}
 
 
+def _read(value: int, owner: str, attribute: str) -> TracedInt:
+    return TracedInt(value, {(((owner, attribute), 1),): Fraction(1)})
+
+
 @contextmanager
 def traced_numbers(model: torch.nn.Module) -> Iterator[None]:
-    """Replaces the integers (and tuples of them) of modules and configs, and the floats of modules, while it is open."""
+    """Replaces the integers (and tuples of them) of modules and configs, and the floats of modules, for a while."""
     replaced: list[tuple[dict[str, Any], str, Any]] = []
     seen: set[int] = set()
 
@@ -149,11 +172,10 @@ def traced_numbers(model: torch.nn.Module) -> Iterator[None]:
         for name, value in list(attributes.items()):
             if type(value) is int and value > 1 and not name.startswith("_"):
                 replaced.append((attributes, name, value))
-                attributes[name] = TracedInt(value, {(((owner, name), 1),): Fraction(1)})
+                attributes[name] = _read(value, owner, name)
             elif type(value) is tuple and value and all(type(v) is int for v in value) and not name.startswith("_"):
                 replaced.append((attributes, name, value))
-                numbered = enumerate(value)
-                attributes[name] = tuple(TracedInt(v, {(((owner, f"{name}[{i}]"), 1),): Fraction(1)}) for i, v in numbered)
+                attributes[name] = tuple(_read(v, owner, f"{name}[{i}]") for i, v in enumerate(value))
             elif type(value) is float and not owner.startswith("config"):
                 replaced.append((attributes, name, value))
                 attributes[name] = TracedFloat(value, (owner, name))

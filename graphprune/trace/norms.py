@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from graphprune.graph import Member, NormScale
 from graphprune.trace.axes import Atom
-from graphprune.trace.functions import AVERAGES
 from graphprune.trace.findings import Findings
+from graphprune.trace.functions import AVERAGES
 from graphprune.trace.record import Norm
 from graphprune.trace.tracer import Tracer
 

@@ -40,6 +40,7 @@ class Evidence:
         stream: the residual stream that runs through the layers has this axis.
         produced: a weight writes this axis.
         consumed: a weight sums over this axis.
+        reads_stream: a weight that writes this axis sums over the residual stream.
         writes_stream: a weight that sums over this axis writes the residual stream.
         feeds: marks of the axes that weights write which sum over this axis.
         beside: marks of the axes that some tensor has next to this one.
@@ -49,6 +50,7 @@ class Evidence:
     stream: bool
     produced: bool
     consumed: bool
+    reads_stream: bool
     writes_stream: bool
     feeds: frozenset[str]
     beside: frozenset[str]
@@ -61,9 +63,9 @@ def role_of(seen: Evidence) -> str:
         return "vocab"
     if seen.stream:
         return "hidden"
-    if "lookup" in flags and not flags & {"routed", "heads"}:
+    if "lookup" in flags and not flags & {"routed", "assigned", "heads"}:
         return "position"
-    if flags & {"routed", "chosen"}:
+    if flags & {"routed", "chosen", "assigned"}:
         return "moe.group" if "expert_groups" in flags else "moe.expert"
     if "heads" in flags:
         return _heads(flags)
@@ -77,7 +79,7 @@ def role_of(seen: Evidence) -> str:
         return "moe.channel"
     if "mixed_positions" in flags:
         return "mixer.channel"
-    return "mlp.channel" if seen.writes_stream else _rank(seen.feeds)
+    return "mlp.channel" if seen.reads_stream and seen.writes_stream else _rank(seen.feeds)
 
 
 def _heads(flags: frozenset[str]) -> str:

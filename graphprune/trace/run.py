@@ -36,6 +36,16 @@ def trace(model: nn.Module, *, example_inputs: Mapping[str, Any] | None = None) 
     Raises:
         TraceError: if the forward raises, with the module in which it happened and the original error.
     """
+    examples = [example_inputs] if example_inputs is not None else [None, {"use_cache": True}]
+    try:
+        return _trace(model, examples)
+    except TraceError:
+        if len(examples) == 1:
+            raise
+        return _trace(model, examples[:1])  # a class that cannot cache
+
+
+def _trace(model: nn.Module, examples: list[Mapping[str, Any] | None]) -> DependencyGraph:
     tracer = Tracer(Passages(LayerStack(model)))
     aliases = _aliases(model)
     tensors: dict[str, torch.Tensor] = dict(model.named_parameters())
@@ -45,12 +55,13 @@ def trace(model: nn.Module, *, example_inputs: Mapping[str, Any] | None = None) 
         stand_ins = {n: _stand_in(t) for n, t in tensors.items()}
         register_parameters(tracer, {n: t for n, t in stand_ins.items() if n in persistent})
         device = next(iter(stand_ins.values())).device
-        inputs = _inputs(model, example_inputs, device)
-        for value in inputs.values():
-            if isinstance(value, torch.Tensor):
-                tracer.records.get(value)
-        outputs = _run(tracer, model, stand_ins, inputs)
-        _mark_ends(tracer, inputs, outputs)
+        for example in examples:
+            inputs = _inputs(model, example, device)
+            for value in inputs.values():
+                if isinstance(value, torch.Tensor):
+                    tracer.records.get(value)
+            outputs = _run(tracer, model, stand_ins, inputs)
+            _mark_ends(tracer, inputs, outputs)
     return build_graph(tracer, model, aliases)
 
 
@@ -67,11 +78,13 @@ def _run(tracer: Tracer, model: nn.Module, tensors: dict[str, torch.Tensor], inp
 
 
 def _inputs(model: nn.Module, example: Mapping[str, Any] | None, device: torch.device) -> dict[str, Any]:
+    if example == {"use_cache": True}:
+        return {**_inputs(model, None, device), **example}
     if example is not None:
         return {k: _stand_in(v) if isinstance(v, torch.Tensor) else v for k, v in example.items()}
     inputs: dict[str, Any] = {"input_ids": torch.zeros(1, SEQUENCE, dtype=torch.long, device=device)}
     if hasattr(model, "config"):
-        inputs["use_cache"] = True
+        inputs["use_cache"] = False
     return inputs
 
 

@@ -116,7 +116,7 @@ class Passages:
             return f"layer {idle[0]} did not run in the traced forward pass"
         for index, calls in sorted(self.seen.items()):
             for p in calls:
-                if p is None or not all(map(_same, p.given, p.returned)):
+                if p is None or not _same(p.given[-1], p.returned[-1]):
                     return f"layer {index} does not hand on the residual stream that it is given"
         if len({(p.argument, p.output) for calls in self.seen.values() for p in calls if p}) > 1:
             return "layers take and hand on the residual stream in different places"

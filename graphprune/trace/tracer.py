@@ -71,6 +71,7 @@ class Tracer:
     functions: list[FunctionCall] = field(default_factory=list)
     uses: dict[tuple[Any, ...], IntegerUse] = field(default_factory=dict)
     axes: list[Expr] = field(default_factory=list)
+    arithmetic: dict[tuple[Any, ...], tuple[Monomial, ...]] = field(default_factory=dict)
     frozen: list[tuple[Expr, str]] = field(default_factory=list)
     minimums: list[tuple[Expr, int]] = field(default_factory=list)
     alignments: list[tuple[Expr, int]] = field(default_factory=list)
@@ -105,7 +106,9 @@ class Tracer:
         """A tensor that is neither in the checkpoint nor made by the forward: a buffer that is not saved, say."""
         where = self.where or "the model"
         for expr in info.dims:
-            self.valued.append((expr, f"a constant that is not in the checkpoint has a value per unit, used in {where}"))
+            self.valued.append(
+                (expr, f"a constant that is not in the checkpoint has a value per unit, used in {where}")
+            )
 
     def put(self, tensor: torch.Tensor, dims: tuple[Expr, ...], **fields: Any) -> None:
         """Records a new tensor; lengths are checked so that a wrong rule cannot pass unnoticed."""
@@ -156,6 +159,11 @@ class Tracer:
             terms = tuple(sorted(terms_of(number).items()))
             atoms_of = tuple(id(a) for a in atoms(axis))
             self.uses[terms, atoms_of, self.where] = IntegerUse(terms, axis, self.where)
+
+    def computed_with(self, number: int) -> None:
+        """The forward computes with a number, beyond setting lengths by it."""
+        monomials = tuple(sorted(terms_of(number)))
+        self.arithmetic[self.where, monomials] = monomials
 
     def length_of(self, axis: Expr) -> int:
         """The length of an axis, as a number that remembers it."""

@@ -26,7 +26,8 @@ def test_a_tensor_consumes_the_axis_that_a_product_summed_over():
     heads, size = regroup([rows], [4, 8])  # divided after it was consumed
     seen = Findings(tracer)
     assert seen.consumes("down", heads + size)
-    assert not seen.consumes("down", heads)
+    assert seen.consumes("down", heads), "a dimension of its own, summed over together with the other"
+    assert not seen.consumes("down", heads + fresh(3))
     assert not seen.consumes("up", rows)
     assert seen.consumptions[heads[0]] == seen.consumptions[size[0]] == tracer.consumptions
 

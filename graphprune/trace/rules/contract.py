@@ -120,8 +120,10 @@ def attention(call: Call) -> None:
     if query.shape[1] == key.shape[1]:
         unify(q.dims[1], k.dims[1])
     else:
-        groups, _ = regroup([q.dims[1]], [key.shape[1], query.shape[1] // key.shape[1]])
+        groups, repeats = regroup([q.dims[1]], [key.shape[1], query.shape[1] // key.shape[1]])
         unify(groups, k.dims[1])
+        for atom in atoms(repeats):
+            atom.flags.add("repeat")
     _match(q.dims[3], k.dims[3], [q.dims[1], k.dims[1]])
     mask = call.get("attn_mask", call.get("attn_bias"))
     if isinstance(mask, torch.Tensor):

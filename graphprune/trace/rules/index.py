@@ -12,16 +12,21 @@ from graphprune.trace.rules.pointwise import broadcast
 from graphprune.trace.rules.table import Call, positive, rule
 
 
-def link(call: Call, index: torch.Tensor, axis: Expr, table: Kind = Kind.ACTIVATION) -> None:
-    """The values of ``index`` are positions of ``axis``; ``table`` is the kind of the tensor that is read there."""
+def link(call: Call, index: torch.Tensor, axis: Expr, table: Kind = Kind.ACTIVATION, *, deep: bool = False) -> None:
+    """The values of ``index`` are positions of ``axis``.
+
+    ``table`` is the kind of the tensor that is read there; ``deep`` says that it is a stack of matrices.
+    """
     info = call.info(index)
     if info.values is not None:
         _aligned(info.values, axis)
     elif info.kind is Kind.CONSTANT:
         call.tracer.remember_values(index, axis)
     marks = {"routed" if info.selected else "lookup"}
-    if info.selected and table is Kind.WEIGHT:
+    if table is Kind.WEIGHT and info.selected:
         marks.add("expert_weights")
+    elif table is Kind.WEIGHT and info.kind is Kind.WEIGHT and deep:
+        marks = {"assigned", "expert_weights"}  # by a table in the checkpoint, token by token
     for atom in atoms(axis):
         atom.flags.update(marks)
 
@@ -66,7 +71,7 @@ def index(call: Call) -> None:
         picked = broadcast(call, shape, [i for _, i in used])
         for d, i in used:
             if length(info.dims[d]) > 1:
-                link(call, i, info.dims[d], info.kind)
+                link(call, i, info.dims[d], info.kind, deep=tensor.ndim > 2)
     places = [d for d, _ in used]
     together = places == list(range(places[0], places[0] + len(places)))
     rest = [e for d, e in enumerate(info.dims) if picks[d] is None]

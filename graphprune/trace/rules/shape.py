@@ -131,7 +131,8 @@ def cat(call: Call) -> None:
     infos = [call.info(t) for t in tensors]
     d = positive(call.get("dim", 0), tensors[0].ndim)
     beside = [i for i in range(len(infos[0].dims)) if i != d]
-    joined = [i for i in beside if len({_repeats(info, i) for info in infos}) > 1]
+    followed = [info for info in infos if info.kind is Kind.ACTIVATION]
+    joined = [i for i in beside if len({_repeats(info, i) for info in followed}) > 1]
     for other in infos[1:]:
         for i in beside:
             unify(infos[0].dims[i], other.dims[i])

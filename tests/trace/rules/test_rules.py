@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from graphprune.trace.axes import atoms, length
 from graphprune.trace.places import places
 from graphprune.trace.record import Kind
-from graphprune.trace.tracer import Tracer, Operations, frozen_reasons, register_parameters
+from graphprune.trace.tracer import Operations, Tracer, frozen_reasons, register_parameters
 
 W = torch.randn(12, 5)
 BATCH = torch.randn(4, 6, 3)

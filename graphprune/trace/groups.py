@@ -23,9 +23,13 @@ from graphprune.trace.places import places
 from graphprune.trace.roles import PRUNABLE, UNSUPPORTED, Evidence, role_of, uncounted
 from graphprune.trace.stack import LayerStack
 from graphprune.trace.tracer import Tracer, frozen_reasons
+from graphprune.trace.unrun import Unrun
 
 EXPERTS = "expert_weights"
 """The mark of an axis along which a router chooses among weights."""
+
+INCOMPLETE = "only the router's rows were traced; the experts behind it were reached through Python integers"
+"""Frozen until a declared group says what else goes; integers and constants that follow are looked for all the same."""
 
 
 @dataclass
@@ -48,10 +52,11 @@ def build_graph(tracer: Tracer, model: nn.Module, tied: dict[str, str]) -> Depen
     _assign_names(drafts)
     by_atom = {d.atom: d for d in drafts}
     reasons = frozen_reasons(tracer)
-    groups = tuple(_group(found, d, reasons.get(id(d.atom), [])) for d in drafts)
+    unrun = Unrun(tracer.parameters, tracer.touched)
+    groups = tuple(_group(found, d, [*reasons.get(id(d.atom), ()), *unrun.reasons(d.members)]) for d in drafts)
     groups, rules = _settle(tracer, groups, by_atom, _values(model))
     groups += depth_groups(tracer, model)
-    prunable = {g.name for g in groups if g.frozen is None}
+    prunable = {g.name for g in groups if g.frozen in (None, INCOMPLETE)}
     rules = (*rules, *_owner_rules(model, groups))
     shapes = {n: tuple(length(e) for e in dims) for n, dims in tracer.parameters.items()}
     return DependencyGraph(
@@ -73,11 +78,11 @@ def _settle(
     uses = [use for use in tracer.uses.values() if matters(use.axis)]
     arithmetic = [(reader, monomials) for (reader, _), monomials in tracer.arithmetic.items()]
     while True:
-        prunable = {g.name for g in groups if g.frozen is None}
+        followed = {g.name for g in groups if g.frozen in (None, INCOMPLETE)}
 
-        def name(atom: Atom, prunable: set[str] = prunable) -> str | None:
+        def name(atom: Atom, followed: set[str] = followed) -> str | None:
             draft = by_atom.get(atom.root())
-            return draft.name if draft is not None and draft.name in prunable else None
+            return draft.name if draft is not None and draft.name in followed else None
 
         solution = size_rules(uses, arithmetic, tracer.axes, values, name)
         if not solution.contradictions:
@@ -191,7 +196,7 @@ def _frozen(found: Findings, draft: Draft, sites: tuple[MaskSite, ...], reasons:
     if draft.role not in PRUNABLE:
         return UNSUPPORTED[draft.role]
     if draft.role == "moe.expert" and not flags & {EXPERTS, "batched_weights"}:
-        return "only the router's rows were traced; the experts behind it were reached through Python integers"
+        return INCOMPLETE
     if found.valued[draft.atom]:
         return found.valued[draft.atom][0][1]
     if "assigned" in flags:

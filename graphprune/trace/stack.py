@@ -149,13 +149,13 @@ def describe_stack(model: nn.Module, stack: LayerStack) -> Stack:
     return Stack(
         path=stack.path,
         size=stack.count,
-        numbering=tuple(_numbering(list(entries.children()))),
+        numbering=tuple(numbering(list(entries.children()))),
         lists=tuple(_lists(model, stack.count)),
         counts=tuple(_counts(model, stack.count)),
     )
 
 
-def _numbering(entries: list[nn.Module]) -> Iterator[Numbering]:
+def numbering(entries: list[nn.Module]) -> Iterator[Numbering]:
     """Integers that count entries: 0, 1, 2, … (or 0, 2, 4, … where an entry has two places), in two or more of them.
 
     Where a single entry has the attribute, it must be called something with "layer" besides.

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from graphprune.trace.axes import UNIT, AxisConflict, Expr, atoms, fresh, length, matters
+from graphprune.trace.choices import Choices
 from graphprune.trace.integers import AXIS, Monomial, Source, TracedInt, terms_of
 from graphprune.trace.record import Info, Kind, ModuleFrame, Norm, Records
 from graphprune.trace.rules import RULES, Call
@@ -221,12 +222,13 @@ class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, tracer: Tracer) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.tracer = tracer
+        self._choices = Choices()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         self.tracer.inside += 1  # what the operation does inside is none of the forward's business
         try:
-            result = func(*args, **kwargs)
+            result = self._choices.run(func, args, kwargs)
             self.tracer.explain(func, args, kwargs, result)
         finally:
             self.tracer.inside -= 1

@@ -15,6 +15,8 @@ __version__ = "0.1.0.dev0"
 if TYPE_CHECKING:
     from graphprune.checkpoint.load import load
     from graphprune.checkpoint.save import save
+    from graphprune.declare import declare
+    from graphprune.declared import DeclaredGroup
     from graphprune.engine.callback import PruneCallback
     from graphprune.engine.run import PruneResult, prune
     from graphprune.errors import GraphPruneError
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Block": "graph",
+    "DeclaredGroup": "declared",
     "DependencyGraph": "graph",
     "GraphPruneError": "errors",
     "Group": "graph",
@@ -40,6 +43,7 @@ _HOMES = {
     "PruneResult": "engine.run",
     "PruneSpec": "schema",
     "Selection": "selection",
+    "declare": "declare",
     "load": "checkpoint",
     "load_spec": "specfile",
     "masked": "masking",
@@ -53,6 +57,7 @@ _HOMES = {
 
 __all__ = [
     "Block",
+    "DeclaredGroup",
     "DependencyGraph",
     "GraphPruneError",
     "Group",
@@ -63,6 +68,7 @@ __all__ = [
     "PruneSpec",
     "Selection",
     "__version__",
+    "declare",
     "load",
     "load_spec",
     "masked",

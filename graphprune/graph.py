@@ -18,6 +18,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from typing_extensions import Self
 
+from graphprune.declared import DeclaredGroup
 from graphprune.selection import Selection
 
 
@@ -185,6 +186,7 @@ class Group(Value):
         norms: scales of norms over the axis, which are multiplied by √(all/kept) when units go, while epsilons are
             multiplied by all/kept (the mean of squares is taken over fewer entries; the removed ones were zero).
         stacks: module lists whose entries are the units, where a unit is a whole module.
+        declared: whether a person declared it, instead of the tracer finding it.
     """
 
     name: str
@@ -201,6 +203,7 @@ class Group(Value):
     essential: tuple[tuple[int, ...], ...] = ()
     norms: tuple[NormScale, ...] = ()
     stacks: tuple[Stack, ...] = ()
+    declared: bool = False
 
     @property
     def consumers(self) -> tuple[Member, ...]:
@@ -261,6 +264,7 @@ class DependencyGraph(Value):
         shapes: the shape of every parameter and persistent buffer that was seen.
         untraced: parameters that the traced forward never touched.
         notes: what the tracer could not follow, in words.
+        declared: what :func:`graphprune.declare` added to the trace.
     """
 
     groups: tuple[Group, ...]
@@ -271,6 +275,7 @@ class DependencyGraph(Value):
     untraced: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     layers: int = 0
+    declared: tuple[DeclaredGroup, ...] = ()
 
     @cached_property
     def by_name(self) -> dict[str, Group]:
@@ -280,7 +285,7 @@ class DependencyGraph(Value):
     @cached_property
     def fingerprint(self) -> str:
         """A hash of the structure (not of weights): equal for equal architectures and sizes."""
-        return hashlib.sha256(self.model_dump_json(exclude={"notes"}).encode()).hexdigest()[:16]
+        return hashlib.sha256(self.model_dump_json(exclude={"notes", "declared"}).encode()).hexdigest()[:16]
 
     @cached_property
     def nx(self) -> nx.MultiDiGraph:

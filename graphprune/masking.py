@@ -40,7 +40,7 @@ def masked(model: nn.Module, plan: PrunePlan, graph: DependencyGraph | None = No
     Raises:
         PlanError: if the plan belongs to another graph, or a group has no place where it can be silenced.
     """
-    graph = graph_of(model, graph)
+    graph = graph_of(model, graph, plan)
     plan.check(graph)
     groups = [name for name, units in plan.removed.items() if units]
     masks = MaskSet(model, graph, groups)

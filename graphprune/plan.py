@@ -11,8 +11,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
+from graphprune.declared import DeclaredGroup
 from graphprune.errors import PlanError
 from graphprune.graph import DependencyGraph, Group
+from graphprune.inventory import plural
 
 
 class PrunePlan(BaseModel):
@@ -23,6 +25,7 @@ class PrunePlan(BaseModel):
         sizes: the size of every group of the graph before pruning.
         fingerprint: of the graph the plan was made for.
         notes: adjustments that were made to what was asked, in words.
+        declared: groups of the graph that were declared by hand, so that it can be made again from the model.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -32,6 +35,7 @@ class PrunePlan(BaseModel):
     sizes: dict[str, int]
     removed: dict[str, tuple[int, ...]]
     notes: tuple[str, ...] = ()
+    declared: tuple[DeclaredGroup, ...] = ()
 
     @model_validator(mode="after")
     def _check(self) -> PrunePlan:
@@ -64,7 +68,7 @@ class PrunePlan(BaseModel):
                 removed[name] = wanted
         if problems:
             raise PlanError("the plan cannot be made:\n" + "\n".join(f"  - {p}" for p in problems))
-        return cls(fingerprint=graph.fingerprint, sizes=graph.sizes(), removed=removed)
+        return cls(fingerprint=graph.fingerprint, sizes=graph.sizes(), removed=removed, declared=graph.declared)
 
     @classmethod
     def load(cls, file: str | os.PathLike[str]) -> PrunePlan:
@@ -99,6 +103,11 @@ class PrunePlan(BaseModel):
                 has another size, or is left below its minimum.
         """
         if self.fingerprint != graph.fingerprint:
+            if self.declared != graph.declared:
+                raise PlanError(
+                    f"the plan was made for a graph with {plural(len(self.declared), 'declaration')} by hand, this one "
+                    f"has {len(graph.declared)}. Add them with gp.declare(graph, plan.declared, model)."
+                )
             raise PlanError(
                 f"the plan was made for a model with graph fingerprint {self.fingerprint}, "
                 f"this model has {graph.fingerprint}. Trace the model and make the plan again."

@@ -9,61 +9,11 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    model_validator,
-)
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from graphprune.criterion_spec import CriterionSpec
-from graphprune.errors import SelectionError
-from graphprune.selection import layer_indices
-
-#: Longer than any stack of layers: layer choices are checked for syntax against it, before a model is known.
-_MANY_LAYERS = 10_000
-
-
-def _as_tuple(value: Any) -> Any:
-    return (value,) if isinstance(value, str) else value
-
-
-def _is_layer_choice(value: Any) -> Any:
-    """Lets an index, a slice text or a list of them pass; the stack they are counted on is known later."""
-    value = tuple(value) if isinstance(value, list) else value
-    items = value if isinstance(value, tuple) else (value,)
-    if not items or any(isinstance(item, bool) or not isinstance(item, (int, str)) for item in items):
-        raise ValueError(f"expected an index, a list of indices or a slice such as '3:-1', got {value!r}")
-    try:
-        layer_indices(value, _MANY_LAYERS)
-    except SelectionError as error:
-        raise ValueError(str(error)) from None
-    return value
-
-
-def _not_empty(value: tuple[str, ...]) -> tuple[str, ...]:
-    if not value or not all(value):
-        raise ValueError("expected at least one non-empty text")
-    return value
-
-
-Names = Annotated[
-    tuple[str, ...],
-    BeforeValidator(_as_tuple, json_schema_input_type=str | tuple[str, ...]),
-    AfterValidator(_not_empty),
-]
-Layers = Annotated[
-    int | str | tuple[int | str, ...],
-    BeforeValidator(_is_layer_choice),
-]
-
-
-class Section(BaseModel):
-    """Base of all parts of a spec: immutable, no unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+from graphprune.declared import Groups
+from graphprune.fields import Layers, Names, Section, as_tuple
 
 
 class Target(Section):
@@ -227,7 +177,7 @@ class Export(Section):
 
     targets: Annotated[
         tuple[ExportTarget, ...],
-        BeforeValidator(_as_tuple, json_schema_input_type=ExportTarget | tuple[ExportTarget, ...]),
+        BeforeValidator(as_tuple, json_schema_input_type=ExportTarget | tuple[ExportTarget, ...]),
     ] = Field(("hf",), min_length=1, description="hf: loads with from_pretrained. graphprune: loads with gp.load.")
     merge_lora: bool = Field(True, description="Merge the adapters into the weights before writing.")
 
@@ -236,6 +186,7 @@ class PruneSpec(Section):
     """A whole pruning run, as data."""
 
     targets: tuple[Target, ...] = Field(min_length=1, description="What to remove.")
+    groups: Groups = Field((), description="Groups declared by hand, for what tracing cannot see.")
     scope: Literal["layer", "global", "role"] = Field(
         "layer",
         description="Which units compete: those of one group (layer), those of one role in all groups of a "

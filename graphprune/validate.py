@@ -27,10 +27,10 @@ def resolve_targets(spec: PruneSpec, graph: DependencyGraph, source: str = "spec
     """The groups that each target of ``spec`` selects, one entry per target, in order.
 
     Raises:
-        SpecError: listing every target that selects nothing or only frozen groups, and every group that two
-            targets select.
+        SpecError: listing every target that selects nothing or only frozen groups, every group that two targets
+            select, and every declared group that the graph was made without.
     """
-    problems: list[str] = []
+    problems: list[str] = _missing(spec, graph)
     resolved: list[ResolvedTarget] = []
     for index, target in enumerate(spec.targets):
         where = f"targets[{index}]"
@@ -67,6 +67,7 @@ def check(spec: PruneSpec, graph: DependencyGraph, source: str = "spec") -> list
         where = f"targets[{index}].{amount(item.target)}"
         notes.extend(item.notes)
         notes.extend(_inexact(index, item.groups))
+        notes.extend(_declared(index, item.groups))
         pools = _pools(item.groups, spec.scope)
         too_much = _too_much(item) if spec.scope == "layer" else _too_much_together(item.target, pools)
         problems.extend(f"{where}: {problem}" for problem in too_much)
@@ -90,6 +91,15 @@ def _select(target: Target, graph: DependencyGraph) -> Selection:
     for pattern in target.exclude or ():
         chosen = chosen - chosen.where(name=pattern)
     return chosen
+
+
+def _missing(spec: PruneSpec, graph: DependencyGraph) -> list[str]:
+    """What the spec declares by hand and the graph does not have."""
+    lacking = [index for index, group in enumerate(spec.groups) if group not in graph.declared]
+    return [
+        f"groups[{index}]: expected a graph with this declared group; add it with gp.declare(graph, spec, model)"
+        for index in lacking
+    ]
 
 
 def _nothing(target: Target, graph: DependencyGraph) -> str:
@@ -204,6 +214,12 @@ def _inexact(index: int, groups: tuple[Group, ...]) -> list[str]:
         f"targets[{index}]: in {plural(count, 'group')} removal is not the same as masking: {reason}"
         for reason, count in reasons.items()
     ]
+
+
+def _declared(index: int, groups: tuple[Group, ...]) -> list[str]:
+    """What rests on the spec's word alone."""
+    count = sum(g.declared for g in groups)
+    return [f"targets[{index}]: {plural(count, 'group')} declared by hand, not traced"] if count else []
 
 
 def _sizes(groups: Iterable[Group]) -> str:

@@ -19,11 +19,17 @@ def aggregate(group: Group, vectors: Sequence[torch.Tensor], how: Aggregate) -> 
     """Combines the members' unit scores, each of shape ``(group.size,)``, to one float32 vector.
 
     Raises:
-        CriterionError: if no member contributed.
+        CriterionError: if no member contributed, or units are whole modules, whose tensors are not alike, and ``how``
+            multiplies members or picks one.
     """
     if not vectors:
         raise CriterionError(
             f"group '{group.name}' has no tensor that this criterion can score. Choose another criterion."
+        )
+    if group.stacks and how in ("prod", "first", "last"):
+        raise CriterionError(
+            f"group '{group.name}' has units that are whole modules, each with tensors that no other unit has, so "
+            f"members cannot be combined by '{how}'. Choose sum, mean or max."
         )
     stack = torch.stack([v.to(vectors[0].device) for v in vectors])
     match how:

@@ -21,15 +21,15 @@ def command(
     """Remove from MODEL exactly what PLAN names and write the smaller model to a new folder."""
     from graphprune.checkpoint import check_output_folder, load_model, save
     from graphprune.cli.models import told
+    from graphprune.declare import trace_with
     from graphprune.plan import PrunePlan
     from graphprune.reshape import reshape
-    from graphprune.trace import trace
 
     wanted = PrunePlan.load(plan)
     check_output_folder(folder)
     with working(f"loading {model}"):
         loaded, tokenizer = load_model(model, dtype=dtype.value, trust_remote_code=trust_remote_code)
-    graph = trace(loaded)
+    graph = trace_with(loaded, wanted.declared, source=str(plan))
     wanted.check(graph)
     before = loaded.num_parameters()
     with working(f"writing {folder}"):

@@ -12,8 +12,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from graphprune.checkpoint import load
 from graphprune.checkpoint.manifest import MANIFEST, Manifest
 from graphprune.checkpoint.source import check_config
+from graphprune.declare import trace_with
 from graphprune.errors import CheckpointError, DataError, GraphPruneError
 from graphprune.graph import DependencyGraph
+from graphprune.specfile import load_spec
 from graphprune.trace import trace
 
 
@@ -38,9 +40,15 @@ def structure(name: str, *, trust_remote_code: bool = False) -> PreTrainedModel:
     return model
 
 
-def graph_of(name: str, *, trust_remote_code: bool = False) -> DependencyGraph:
-    """The dependency graph of a checkpoint; errors as in :func:`structure`."""
-    return trace(structure(name, trust_remote_code=trust_remote_code))
+def graph_of(name: str, *, spec: str | None = None, trust_remote_code: bool = False) -> DependencyGraph:
+    """The dependency graph of a checkpoint, with what a spec declares by hand; errors as in :func:`structure`.
+
+    Raises:
+        SpecError: if the spec is malformed, or declares what the model does not have.
+    """
+    wanted = load_spec(spec) if spec is not None else None
+    model = structure(name, trust_remote_code=trust_remote_code)
+    return trace(model) if wanted is None else trace_with(model, wanted, source=spec or "")
 
 
 def check_name(name: str) -> None:

@@ -29,10 +29,10 @@ def command(
     """Prune MODEL as SPEC says and write the smaller model, its plan and a report to a new folder."""
     from graphprune.checkpoint import check_output_folder, load_model
     from graphprune.cli.models import device_of, structure, told
+    from graphprune.declare import trace_with
     from graphprune.engine.run import prune
     from graphprune.forecast import check_length
     from graphprune.specfile import load_spec
-    from graphprune.trace import trace
     from graphprune.validate import check
 
     wanted = load_spec(spec)
@@ -43,7 +43,7 @@ def command(
     place = device_of(device)
     with working(f"tracing {model}"):  # before any weights are loaded, which may take long
         empty = structure(model, trust_remote_code=trust_remote_code)
-        check(wanted, trace(empty), spec)
+        check(wanted, trace_with(empty, wanted, source=spec), spec)
         check_length(empty, wanted, spec)
     with working(f"loading {model}"):
         loaded, tokenizer = load_model(model, dtype=dtype.value, device=place, trust_remote_code=trust_remote_code)

@@ -20,6 +20,9 @@ _FEW = 10
 
 def command(
     model: Model,
+    spec: Annotated[
+        str | None, typer.Option("--spec", help="Add the groups that this spec declares by hand.", metavar="SPEC")
+    ] = None,
     json: Annotated[Path | None, typer.Option("--json", help="Also write the whole graph to this file.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
     trust_remote_code: Trust = False,
@@ -28,7 +31,7 @@ def command(
     from graphprune.cli.models import graph_of
 
     with working(f"tracing {model}"):
-        graph = graph_of(model, trust_remote_code=trust_remote_code)
+        graph = graph_of(model, spec=spec, trust_remote_code=trust_remote_code)
     out().print(_table(graph))
     for line in [*_reasons(graph), *_remarks(graph)]:
         out().print(line)

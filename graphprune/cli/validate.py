@@ -25,13 +25,13 @@ def command(
         out().print(f"{spec} is a valid spec. Give a MODEL too to check what it selects.")
         return
     from graphprune.cli.models import structure
+    from graphprune.declare import trace_with
     from graphprune.forecast import check_length, preview, stock_obstacle
-    from graphprune.trace import trace
     from graphprune.validate import check
 
     with working(f"tracing {model}"):
         loaded = structure(model, trust_remote_code=trust_remote_code)
-        graph = trace(loaded)
+        graph = trace_with(loaded, wanted, source=spec)
     notes = check(wanted, graph, spec)
     check_length(loaded, wanted, spec)
     lines = preview(wanted, graph)

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from graphprune.declare import declare
 from graphprune.engine.adapters import trace_without_adapters
 from graphprune.engine.finite import check_gradients, nonfinite_gradients
 from graphprune.engine.pruner import PruneEvent, Pruner
@@ -86,7 +87,7 @@ class PruneCallback(TrainerCallback):
     ) -> None:
         self.close()
         model: nn.Module = kwargs["model"]
-        self.graph = self.graph or trace_without_adapters(model)
+        self.graph = declare(self.graph or trace_without_adapters(model), self.spec, model)
         self.pruner = Pruner(self.graph, self.spec, state.max_steps)
         groups = self.pruner.groups
         self._masks = MaskSet(model, self.graph, [g.name for g in groups]).attach()

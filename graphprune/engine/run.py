@@ -16,6 +16,7 @@ from graphprune import validate
 from graphprune.checkpoint import check_output_folder, load_model, save, verify_folder
 from graphprune.checkpoint.manifest import library_versions
 from graphprune.checkpoint.save import load_line
+from graphprune.declare import declare
 from graphprune.engine.data import Blocks, example, fingerprint
 from graphprune.engine.documents import TrainData
 from graphprune.engine.modes import Job, Outcome, run_mode
@@ -87,7 +88,7 @@ def prune(
             a part of the training text that is held out.
         output: a new folder for the pruned model, its tokenizer, plan and report. A fresh process loads it and
             compares logits before it takes its name.
-        graph: the model's dependency graph, if it is at hand.
+        graph: the model's dependency graph, if it is at hand; the spec's declared groups are added to it.
         progress: whether to draw progress on the standard error stream.
 
     Raises:
@@ -150,7 +151,8 @@ class _Run:
     def read(self, train_data: TrainData | None, evaluation: TrainData | None, graph: DependencyGraph | None) -> None:
         """Everything that can be found out before computing, and the measures of the model as it came."""
         with self.clock.stage("trace"):
-            self.graph = graph if graph is not None else trace(self.model)
+            found = graph if graph is not None else trace(self.model)
+            self.graph = declare(found, self.spec, self.model)
         self._notes += validate.check(self.spec, self.graph)
         with self.clock.stage("read text"):
             self.sequences = prepare(self.spec, self.tokenizer, train_data, evaluation)

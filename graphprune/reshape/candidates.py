@@ -67,8 +67,8 @@ def _factors(step: Step) -> set[tuple[int, int]]:
     after = step.plan.sizes_after()
     through: dict[tuple[str, int], set[str]] = {}
     for group in step.graph.groups:
-        if after[group.name] != group.size and not group.stacks:
-            for m in group.members:
+        if after[group.name] != group.size:
+            for m in (m for m in group.members if m.only is None):
                 through.setdefault((m.tensor, m.dim), set()).add(group.name)
     found: set[tuple[int, int]] = set()
     for names in {frozenset(names) for names in through.values()}:

@@ -149,11 +149,13 @@ class _Search:
         except TraceError as error:
             return f"a config gives the same shapes but cannot run: {error}"
         after, renamed = step.plan.sizes_after(), renaming(step.graph, step.plan)
-        for old in (g.name for g in step.graph.groups if g.layer is not None and after[g.name] > 1):
-            name = renamed(old)
-            if name is not None and sizes.get(name) != after[old]:
+        for group in (g for g in step.graph.groups if g.layer is not None and after[g.name] > 1):
+            name = renamed(group.name)
+            if name is None or (group.declared and name not in sizes):  # the trace does not know what was declared
+                continue
+            if sizes.get(name) != after[group.name]:
                 got = f"has {sizes[name]} units" if name in sizes else "does not exist"
-                return f"a config gives the same shapes, but there '{name}' {got}; {after[old]} stayed"
+                return f"a config gives the same shapes, but there '{name}' {got}; {after[group.name]} stayed"
         return ""
 
     def model(self, changes: Changes) -> PreTrainedModel:

@@ -32,8 +32,8 @@ def plan_cuts(graph: DependencyGraph, plan: PrunePlan) -> Cuts:
     plan.check(graph)
     stays: dict[str, dict[int, torch.Tensor]] = {}
     for name, units in plan.removed.items():
-        group = graph.by_name[name]
-        for member in group.members if units and not group.stacks else ():
+        members = graph.by_name[name].members if units else ()
+        for member in (m for m in members if m.only is None):  # tensors of one unit alone go with its module
             dims = stays.setdefault(graph.tied.get(member.tensor, member.tensor), {})
             mine = _stays(member, units)
             other = dims.get(member.dim, mine)

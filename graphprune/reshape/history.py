@@ -81,7 +81,7 @@ def compose(first: PrunePlan, second: PrunePlan) -> PrunePlan:
         kept = first.kept(name)
         removed[name] = tuple(sorted({*removed.get(name, ()), *(kept[u] for u in units)}))
     notes = (*first.notes, *second.notes)
-    return PrunePlan(fingerprint=first.fingerprint, sizes=first.sizes, removed=removed, notes=notes)
+    return first.model_copy(update={"removed": removed, "notes": notes})
 
 
 def history_of(model: nn.Module) -> History:
@@ -101,10 +101,10 @@ def remember(model: nn.Module, history: History) -> None:
     object.__setattr__(bare(model), _ATTRIBUTE, history)
 
 
-def graph_of(model: nn.Module, graph: DependencyGraph | None) -> DependencyGraph:
-    """``graph`` itself, or the traced graph of ``model`` where it is None."""
+def graph_of(model: nn.Module, graph: DependencyGraph | None, plan: PrunePlan) -> DependencyGraph:
+    """``graph`` itself; where it is None, the traced graph of ``model`` with what was declared for ``plan``."""
     if graph is not None:
         return graph
-    from graphprune.trace import trace
+    from graphprune.declare import trace_with
 
-    return trace(model)
+    return trace_with(model, plan.declared, source="plan")

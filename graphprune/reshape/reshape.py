@@ -33,7 +33,7 @@ def reshape(model: Model, plan: PrunePlan, graph: DependencyGraph | None = None)
         PlanError: if the plan belongs to another graph.
         ReshapeError: if the model is not the one that was traced. It is untouched then.
     """
-    graph = graph_of(model, graph)
+    graph = graph_of(model, graph, plan)
     cut_model(model, graph, plan)
     settle_config(model)
     return model

@@ -106,8 +106,11 @@ def config_changes(graph: DependencyGraph, plan: PrunePlan, config: dict[str, An
 
 def renaming(graph: DependencyGraph, plan: PrunePlan) -> Callable[[str], str | None]:
     """What a module, tensor or group inside of a module list is called afterwards; None if it is gone."""
-    stacks = [(stack.path, [u for u in range(stack.size) if u not in set(units)])
-              for stack, units in removed_entries(graph, plan)]  # fmt: skip
+    stacks = [
+        (stack.path, [u for u in range(stack.size) if u not in set(units)])
+        for stack, units in removed_entries(graph, plan)
+    ]
+    stacks.sort(key=lambda item: -len(item[0]))  # inner lists first, while the paths of outer ones still hold
 
     def renamed(name: str) -> str | None:
         for path, kept in stacks:

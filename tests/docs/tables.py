@@ -16,7 +16,7 @@ from typing import Any
 import typer.main
 from pydantic import BaseModel
 
-from graphprune import schema
+from graphprune import declared, schema
 from graphprune.cli import app
 from graphprune.importance import criteria
 
@@ -31,7 +31,7 @@ def filled(page: str) -> str:
 
 def section_table(name: str) -> str:
     """The fields of a section of a spec."""
-    return model_table(getattr(schema, name))
+    return model_table(getattr(schema if hasattr(schema, name) else declared, name))
 
 
 def criterion_table(name: str) -> str:
@@ -76,7 +76,7 @@ def _plain(value: Any) -> Any:
 
 def _default(value: Any) -> str:
     if isinstance(value, dict):
-        return "its own"
+        return "its own" if value else "`{}`"
     if isinstance(value, list):
         return f"`[{', '.join(map(str, value))}]`"
     return "–" if value is None else f"`{str(value).lower() if isinstance(value, bool) else value}`"
@@ -90,6 +90,8 @@ def _allowed(field: dict[str, Any], definitions: dict[str, Any]) -> str:
         return " or ".join(dict.fromkeys(kinds))
     if "enum" in field or "const" in field:
         return ", ".join(f"`{v}`" for v in field.get("enum", [field.get("const")]))
+    if "prefixItems" in field:
+        return " and ".join(_allowed(item, definitions) for item in field["prefixItems"])
     if field.get("type") == "array":
         return f"list of {_allowed(field.get('items', {}), definitions)}"
     names = {

@@ -36,6 +36,7 @@ def trace(model: nn.Module, *, example_inputs: Mapping[str, Any] | None = None) 
     Raises:
         TraceError: if the forward raises, with the module in which it happened and the original error.
     """
+    examples: list[Mapping[str, Any] | None]
     examples = [example_inputs] if example_inputs is not None else [None, {"use_cache": True}]
     try:
         return _trace(model, examples)

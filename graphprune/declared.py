@@ -91,15 +91,13 @@ Length = Annotated[
     BeforeValidator(_is_length),
     Field(description="How many indices are divided evenly among the units, such as 64 or '8*size'; all by default."),
 ]
+Interleaved = Annotated[
+    bool, Field(description="Whether units take turns (0, 1, 2, …, 0, 1, 2, …) instead of following each other whole.")
+]
 Blocks = Annotated[
     tuple[Strides, ...] | None,
     Field(min_length=1, description="Instead: the units' places as nested strides, for units that lie apart."),
 ]
-
-
-def _check_placed(start: int | None, length: int | str | None, blocks: tuple[Strides, ...] | None) -> None:
-    if blocks is not None and (start is not None or length is not None):
-        raise ValueError("expected either start and length or blocks, got both")
 
 
 class DeclaredMember(Section):
@@ -115,11 +113,12 @@ class DeclaredMember(Section):
     )
     start: Start = None
     length: Length = None
+    interleaved: Interleaved = False
     blocks: Blocks = None
 
     @model_validator(mode="after")
     def _check(self) -> DeclaredMember:
-        _check_placed(self.start, self.length, self.blocks)
+        _check_placed(self)
         return self
 
 
@@ -138,11 +137,12 @@ class DeclaredMask(Section):
     call: int = Field(0, ge=0, description="With logits: which call of the function inside the module, from 0.")
     start: Start = None
     length: Length = None
+    interleaved: Interleaved = False
     blocks: Blocks = None
 
     @model_validator(mode="after")
     def _check(self) -> DeclaredMask:
-        _check_placed(self.start, self.length, self.blocks)
+        _check_placed(self)
         given = [name for name in ("input", "weight", "logits") if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(
@@ -152,9 +152,19 @@ class DeclaredMask(Section):
             raise ValueError("an input is masked along its last dimension; leave dim out")
         if given == ["weight"] and (self.dim or 0) < 0:
             raise ValueError(f"expected a dimension of the weight counted from 0, got {self.dim}")
-        if given == ["logits"] and (self.start, self.length, self.blocks) != (None, None, None):
-            raise ValueError("units of logits are their whole dimension; leave start, length and blocks out")
+        if given == ["logits"] and not self.as_in_weight:
+            raise ValueError("units of logits are their whole dimension, in order; leave out where they lie")
         return self
+
+    @property
+    def as_in_weight(self) -> bool:
+        """Whether nothing is said about where units lie."""
+        return (self.start, self.length, self.interleaved, self.blocks) == (None, None, False, None)
+
+
+def _check_placed(given: DeclaredMember | DeclaredMask) -> None:
+    if given.blocks is not None and (given.start is not None or given.length is not None or given.interleaved):
+        raise ValueError("expected either start, length and interleaved, or blocks, got both")
 
 
 class DeclaredGroup(Section):

@@ -264,6 +264,7 @@ class DependencyGraph(Value):
         shapes: the shape of every parameter and persistent buffer that was seen.
         untraced: parameters that the traced forward never touched.
         notes: what the tracer could not follow, in words.
+        readers: of tensors that other modules read than the one that has them, the paths of those that do.
         declared: what :func:`graphprune.declare` added to the trace.
     """
 
@@ -275,6 +276,7 @@ class DependencyGraph(Value):
     untraced: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     layers: int = 0
+    readers: dict[str, tuple[str, ...]] = {}
     declared: tuple[DeclaredGroup, ...] = ()
 
     @cached_property

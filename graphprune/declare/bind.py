@@ -131,7 +131,7 @@ def place_units(
         )
         problems.add(path, "uneven", text)
         return None
-    blocks = even_blocks(size, start, span)
+    blocks = even_blocks(size, start, span, interleaved=given.interleaved)
     found = owners(blocks, size, length)
     assert not isinstance(found, str), found
     return blocks, found

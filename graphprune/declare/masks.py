@@ -43,7 +43,7 @@ def mask_sites(joint: Joint, absorbed: list[Group], context: Context) -> tuple[M
     for place, cut in joint.cuts.items():
         if (cut.consumes or silent_writers) and place not in served:
             axis = Axis(size=bound.size, length=len(cut.owner), blocks=cut.blocks)
-            sites.append(MaskSite(kind="weight", module=place[0], axis=axis, dim=place[1]))
+            sites += _weight_sites(place, axis, context)
     if not sites:
         text = (
             "expected a place where units can be silenced, so that removing can be checked, but no member consumes and "
@@ -96,15 +96,25 @@ def _weights(joint: Joint, mask: DeclaredMask, pattern: str, path: str, context:
             context.problems.add(f"{path}.dim", "dim", text)
             continue
         known = joint.cuts.get((tensor, dim))
-        if known is not None and (mask.start, mask.length, mask.blocks) == (None, None, None):
+        if known is not None and mask.as_in_weight:
             blocks: tuple[Block, ...] | None = known.blocks
         else:
             placed = place_units(mask, size, shape[dim], f"dimension {dim} of '{tensor}'", path, context.problems)
             blocks = None if placed is None else placed[0]
         if blocks is not None:
             axis = Axis(size=size, length=shape[dim], blocks=blocks)
-            sites.append(MaskSite(kind="weight", module=tensor, axis=axis, dim=dim))
+            sites += _weight_sites((tensor, dim), axis, context)
     return sites
+
+
+def _weight_sites(place: Place, axis: Axis, context: Context) -> list[MaskSite]:
+    """One per module that reads the tensor: it is masked while that module runs."""
+    tensor, dim = place
+    owner = tensor.rpartition(".")[0]
+    return [
+        MaskSite(kind="weight", module=tensor, axis=axis, dim=dim, reader="" if reader == owner else reader)
+        for reader in context.graph.readers.get(tensor, (owner,))
+    ]
 
 
 def _whole_weights(joint: Joint, pattern: str, found: list[Found], path: str, context: Context) -> list[MaskSite]:
@@ -121,7 +131,7 @@ def _whole_weights(joint: Joint, pattern: str, found: list[Found], path: str, co
             length = shape[0] if shape else 1
             whole = Block(start=0, unit_stride=length, loops=((length, 1),) if length > 1 else ())
             axis = Axis(size=size, length=length, blocks=(whole,), only=f.unit)
-            sites.append(MaskSite(kind="weight", module=f.tensor, axis=axis, dim=0))
+            sites += _weight_sites((f.tensor, 0), axis, context)
     return sites
 
 
@@ -140,7 +150,7 @@ def _input_axis(
     dim = 1 if isinstance(found, nn.Linear) else 0
     length = context.graph.shapes[tensor][dim]
     known = joint.cuts.get((tensor, dim))
-    if known is not None and (mask.start, mask.length, mask.blocks) == (None, None, None):
+    if known is not None and mask.as_in_weight:
         return Axis(size=joint.bound.size, length=length, blocks=known.blocks)
     placed = place_units(mask, joint.bound.size, length, f"the input of '{module}'", path, context.problems)
     return None if placed is None else Axis(size=joint.bound.size, length=length, blocks=placed[0])

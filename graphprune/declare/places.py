@@ -13,9 +13,11 @@ from graphprune.graph import Block
 Relation = Literal["apart", "across", "within", "against"]
 
 
-def even_blocks(size: int, start: int, length: int) -> tuple[Block, ...]:
-    """``length`` indices from ``start`` on, divided evenly among ``size`` units, one unit after the other."""
+def even_blocks(size: int, start: int, length: int, *, interleaved: bool = False) -> tuple[Block, ...]:
+    """``length`` indices from ``start`` on, shared evenly among ``size`` units: one after the other, or in turns."""
     each = length // size
+    if interleaved:
+        return (Block(start=start, unit_stride=1, loops=((each, size),) if each > 1 else ()),)
     return (Block(start=start, unit_stride=each, loops=((each, 1),) if each > 1 else ()),)
 
 

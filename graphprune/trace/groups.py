@@ -68,6 +68,7 @@ def build_graph(tracer: Tracer, model: nn.Module, tied: dict[str, str]) -> Depen
         untraced=tuple(sorted(set(tracer.parameters) - tracer.touched)),
         notes=tuple(dict.fromkeys(tracer.notes)),
         layers=stack.count,
+        readers={n: tuple(sorted(r)) for n, r in tracer.readers.items() if r != {n.rpartition(".")[0]}},
     )
 
 

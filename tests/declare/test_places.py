@@ -65,6 +65,8 @@ def test_what_no_blocks_can_say_is_not_fitted():
 
 def test_units_share_a_stretch_evenly():
     assert axis(3, 14, *even_blocks(3, 2, 12)).tolist() == [-1, -1, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2]
+    turns = even_blocks(3, 2, 9, interleaved=True)
+    assert axis(3, 14, *turns).tolist() == [-1, -1, 0, 1, 2, 0, 1, 2, 0, 1, 2, -1, -1, -1]
 
 
 def test_places_outside_or_in_two_units_are_refused():

@@ -98,8 +98,8 @@ def test_from_the_shell(tmp_path):
     model.save_pretrained(tmp_path / "model")
     file = tmp_path / "spec.yaml"
     file.write_text(
-        "targets: [{role: moe.expert, count: 2}]\ngroups: architecture:dbrx\ncriterion: magnitude\n"
-        "training: {mode: none}\n"
+        "targets: [{role: moe.expert, count: 2}, {role: moe.channel, count: 4}]\ngroups: architecture:dbrx\n"
+        "criterion: magnitude\ntraining: {mode: none}\n"
     )
 
     def run(*words):

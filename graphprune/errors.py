@@ -29,7 +29,11 @@ class SelectionError(GraphPruneError):
 
 
 class TraceError(GraphPruneError):
-    """The model's forward could not be run or followed by the tracer."""
+    """The model's forward could not be run or followed by the tracer; ``where`` is the path of the module, if known."""
+
+    def __init__(self, message: str, where: str = "") -> None:
+        self.where = where
+        super().__init__(message)
 
 
 class PlanError(GraphPruneError):

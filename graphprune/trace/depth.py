@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from torch import nn
 
 from graphprune.graph import Axis, Block, Group, MaskSite, Member
-from graphprune.trace.stack import describe_stack, kinds, numbered_lookup
+from graphprune.trace.stack import beside, describe_stack, kinds, numbered_lookup
 from graphprune.trace.tracer import Tracer
 
 
@@ -21,6 +21,9 @@ def depth_groups(tracer: Tracer, model: nn.Module) -> tuple[Group, ...]:
     lookup = numbered_lookup(model, stack.count)
     if lookup is not None and obstacle is None:
         obstacle = f"'{lookup}' looks layers up by their numbers, which change when a layer goes"
+    other = beside(model, stack)
+    if other is not None and obstacle is None:
+        obstacle = f"'{other}' has an entry for every entry of '{stack.path}'; they would have to go together"
     passage = next((p for calls in tracer.passages.seen.values() for p in calls if p), None)
     units = Axis(size=stack.count, length=stack.count, blocks=(Block(start=0, unit_stride=1),))
     sites: tuple[MaskSite, ...] = ()

@@ -11,7 +11,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map_only
 
-from graphprune.trace.axes import Expr, regroup
+from graphprune.trace.axes import Expr, length, regroup
 from graphprune.trace.integers import AXIS, TracedFloat, TracedInt, terms_of
 from graphprune.trace.places import places
 from graphprune.trace.record import Kind
@@ -64,7 +64,7 @@ class Functions(TorchFunctionMode):
 
     def _sizes(self, tensor: torch.Tensor, dim: tuple[Any, ...], result: Any) -> Any:
         """The shape of a tensor, in numbers that remember which axis they measure."""
-        info = self.tracer.info(tensor)
+        info = self.tracer.records.get(tensor, self.tracer.stack)  # a look at a shape is no use of what is computed
         if info.kind is Kind.CONSTANT:
             return result
         if dim:
@@ -114,6 +114,8 @@ def _measured(tracer: Tracer, name: str, args: Any, kwargs: Any, result: Any) ->
                 yield n, tracer.info(piece).dims[dim]
     elif name == "getitem" and isinstance(result, torch.Tensor) and isinstance(args[0], torch.Tensor):
         yield from _sliced(tracer, args[0], args[1], result)
+    elif name in ("repeat", "repeat_interleave"):
+        yield from _repeated(tracer, name, args, kwargs, result)
     elif name in NORMS:
         shape = args[1] if len(args) > 1 else kwargs["normalized_shape"]
         yield from zip(shape, tracer.info(result).dims[-len(shape) :], strict=True)
@@ -137,6 +139,21 @@ def _shaped(tracer: Tracer, name: str, args: Any, result: torch.Tensor) -> Itera
             yield n, expr
 
 
+def _repeated(tracer: Tracer, name: str, args: Any, kwargs: Any, result: torch.Tensor) -> Iterator[tuple[int, Expr]]:
+    """How often each dimension is repeated: an outer axis of it where it is tiled, an inner one where units are."""
+    dims = tracer.info(result).dims
+    if name == "repeat":
+        times = args[1] if len(args) > 1 and isinstance(args[1], tuple | list) else args[1:]
+        for n, expr in zip(times, dims, strict=False):
+            if isinstance(n, int) and n > 1:
+                yield n, regroup([expr], [int(n), length(expr) // int(n)])[0]
+        return
+    n = kwargs.get("repeats", args[1] if len(args) > 1 else None)
+    dim = kwargs.get("dim", args[2] if len(args) > 2 else None)
+    if isinstance(n, int) and n > 1 and isinstance(dim, int):
+        yield n, regroup([dims[dim]], [length(dims[dim]) // int(n), int(n)])[1]
+
+
 def _sliced(tracer: Tracer, tensor: torch.Tensor, key: Any, result: torch.Tensor) -> Iterator[tuple[int, Expr]]:
     items = key if isinstance(key, tuple) else (key,)
     if not all(isinstance(i, slice) or i is Ellipsis for i in items):
@@ -158,8 +175,8 @@ def watching(tracer: Tracer) -> Iterator[None]:
     """Installs the watch on calls, and on comparisons of lengths with attributes."""
 
     def compared(left: int, right: int) -> None:
-        for length, number in ((left, right), (right, left)):
-            terms = terms_of(length)
+        for measured, number in ((left, right), (right, left)):
+            terms = terms_of(measured)
             ((monomial, coefficient),) = terms.items() if len(terms) == 1 else (((), 0),)
             if coefficient == 1 and len(monomial) == 1 and monomial[0][0][0] == AXIS and monomial[0][1] == 1:
                 if isinstance(number, TracedInt) and number > 1:

@@ -24,7 +24,7 @@ UNSUPPORTED = {
     "attention.qk_dim": "query/key dimensions take part in a product of two activations and in position embeddings",
     "attention.v_dim": "value dimensions of single heads are not pruned yet; prune attention.group instead",
     "mixer.state": "state dimensions take part in a product of two activations; prune mixer.head instead",
-    "vocab": "units are token ids; removing one would change the tokenizer",
+    "vocab": "units are token ids (or classes); removing one would change what the model reads or answers",
     "position": "units are positions in the text",
     "other": "the traced operations do not tell what this axis is",
 }
@@ -59,10 +59,12 @@ class Evidence:
 def role_of(seen: Evidence) -> str:
     """The role of an axis; ``other`` where the operations do not tell."""
     flags = seen.flags
-    if flags & {"tokens", "output"}:
+    if "tokens" in flags:
         return "vocab"
     if seen.stream:
         return "hidden"
+    if "output" in flags:
+        return "vocab"
     if "lookup" in flags and not flags & {"routed", "assigned", "heads"}:
         return "position"
     if flags & {"routed", "chosen", "assigned"}:

@@ -1,10 +1,14 @@
-"""``trace``: prepares a model, runs one forward pass without touching its weights, and builds the graph."""
+"""``trace``: prepares a model, runs its forward passes without touching its weights, and builds the graph."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import os
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,94 +20,148 @@ from graphprune.graph import DependencyGraph
 from graphprune.trace.axes import atoms
 from graphprune.trace.functions import watching
 from graphprune.trace.groups import build_graph
+from graphprune.trace.inputs import Call, Example, calls_of, others
 from graphprune.trace.integers import configs_of, traced_numbers
-from graphprune.trace.stack import LayerStack, Passages
+from graphprune.trace.record import Kind
+from graphprune.trace.stack import LayerStack, Passages, named_leaves
+from graphprune.trace.substitutes import fake, real, unpacked, untouched, weight_bytes, with_values
 from graphprune.trace.tracer import Tracer, following, register_parameters
 
-SEQUENCE = 11
-"""Length of the traced sequence: prime, so that it is not mistaken for a number of heads."""
+_HERE = f"{Path(__file__).parents[1]}{os.sep}"
 
 
-def trace(model: nn.Module, *, example_inputs: Mapping[str, Any] | None = None) -> DependencyGraph:
-    """The dependency graph of a model, from one forward pass on fake tensors.
+def trace(model: nn.Module, *, example_inputs: Example | list[Example] | None = None) -> DependencyGraph:
+    """The dependency graph of a model, from a forward pass on fake tensors, without and with a cache.
 
-    Works on real, fake and meta-device models alike; weights are neither read nor changed.
+    Works on real, fake and meta-device models alike; weights are neither read nor changed. Where a forward pass cannot
+    run without values (it reads a number out of a tensor, say), it is run on the model's own tensors, or on made-up
+    ones if it has none and is small. A model whose weights are quantised is traced through its unquantised twin.
 
     Args:
-        model: a module whose forward takes ``input_ids`` or the given inputs.
-        example_inputs: keyword arguments of the forward; by default one short sequence of token ids.
+        model: a module whose inputs can be told (:func:`graphprune.trace.inputs.default_call`) or are given.
+        example_inputs: keyword arguments of the forward as a mapping, or positional ones as a tuple; only their shapes
+            and dtypes matter. By default one short sequence of token ids, or whatever the model asks for. A list of
+            several is traced one after the other into one graph: axes that meet in any of them are tied.
 
     Raises:
-        TraceError: if the forward raises, with the module in which it happened and the original error.
+        TraceError: if the forward raises, with the module in which it happened and the original error; or if the
+            model's inputs cannot be told.
     """
-    examples: list[Mapping[str, Any] | None]
-    examples = [example_inputs] if example_inputs is not None else [None, {"use_cache": True}]
+    model = unpacked(model)
+    calls = calls_of(model, example_inputs)
+    with untouched(model), _prepared(model):
+        try:
+            subject, tracer = model, _followed_as_far(model, calls, fake)
+        except TraceError as failure:
+            subject, tracer = _followed_with_values(model, calls, failure)
+    return build_graph(tracer, subject, _aliases(subject))
+
+
+def _followed_as_far(model: nn.Module, calls: list[Call], stand_in: Callable[[torch.Tensor], torch.Tensor]) -> Tracer:
+    """Runs every call; those that are only tried, such as one with a cache, may fail."""
     try:
-        return _trace(model, examples)
+        return _followed(model, calls, stand_in)
     except TraceError:
-        if len(examples) == 1:
+        needed = [call for call in calls if not call.optional]
+        if len(needed) == len(calls):
             raise
-        return _trace(model, examples[:1])  # a class that cannot cache
+        return _followed(model, needed, stand_in)
 
 
-def _trace(model: nn.Module, examples: list[Mapping[str, Any] | None]) -> DependencyGraph:
-    tracer = Tracer(Passages(LayerStack(model)))
-    aliases = _aliases(model)
-    tensors: dict[str, torch.Tensor] = dict(model.named_parameters())
-    tensors.update(model.named_buffers())
-    persistent = model.state_dict(keep_vars=True).keys()
-    with _prepared(model), FakeTensorMode(allow_non_fake_inputs=True):
-        stand_ins = {n: _stand_in(t) for n, t in tensors.items()}
-        register_parameters(tracer, {n: t for n, t in stand_ins.items() if n in persistent})
-        device = next(iter(stand_ins.values())).device
-        for example in examples:
-            inputs = _inputs(model, example, device)
-            for value in inputs.values():
-                if isinstance(value, torch.Tensor):
-                    tracer.records.get(value)
-            outputs = _run(tracer, model, stand_ins, inputs)
-            _mark_ends(tracer, inputs, outputs)
-    return build_graph(tracer, model, aliases)
+def _followed(model: nn.Module, calls: list[Call], stand_in: Callable[[torch.Tensor], torch.Tensor]) -> Tracer:
+    """Runs every call, with other tensors in place of the model's; again where the largest stack had no part in it."""
+    stack = LayerStack(model)
+    while True:
+        tracer = _follow(model, calls, stand_in, stack)
+        if not tracer.passages.is_idle:
+            return tracer
+        stack = LayerStack(model, stack.idle | {stack.path or ""})
 
 
-def _run(tracer: Tracer, model: nn.Module, tensors: dict[str, torch.Tensor], inputs: dict[str, Any]) -> Any:
+def _follow(
+    model: nn.Module, calls: list[Call], stand_in: Callable[[torch.Tensor], torch.Tensor], stack: LayerStack
+) -> Tracer:
+    tracer = Tracer(Passages(stack))
+    mode = FakeTensorMode(allow_non_fake_inputs=True) if stand_in is fake else nullcontext()
+    with mode:
+        tensors = {n: stand_in(t) if stand_in is fake else t for n, t in model.named_parameters()}
+        tensors.update((n, stand_in(t)) for n, t in model.named_buffers())
+        persistent = model.state_dict(keep_vars=True).keys()
+        register_parameters(tracer, {n: t for n, t in tensors.items() if n in persistent})
+        device = next((t.device for t in tensors.values()), torch.device("cpu"))
+        for call in calls:
+            given = call.map(lambda t: stand_in(t).to(device))
+            _register_inputs(tracer, given)
+            outputs = _run(tracer, model, tensors, given)
+            _mark_ends(tracer, dict(given.tensors()), outputs)
+    return tracer
+
+
+def _followed_with_values(model: nn.Module, calls: list[Call], failure: TraceError) -> tuple[nn.Module, Tracer]:
+    """The second try, where fake tensors failed; the model that was followed, and what was found.
+
+    Raises:
+        TraceError: what failed now, or ``failure`` where there is nothing to try.
+    """
+    subject = with_values(model)
+    if subject is None:
+        raise TraceError(
+            f"{failure} If it needs values, which stand-ins do not have: this model has "
+            f"{weight_bytes(model) / 1e9:.0f} GB of weights, too many to make them up. Load it with its weights "
+            "(from_pretrained) and trace that."
+        ) from failure.__cause__
+    with untouched(subject), _prepared(subject):
+        tracer = _followed_as_far(subject, calls, real)
+    cause = failure.__cause__
+    tracer.notes.append(
+        f"traced on tensors with values, because fake ones failed ({type(cause).__name__} in {failure.where}); what "
+        "the forward pass does for other values was not seen"
+    )
+    return subject, tracer
+
+
+def _register_inputs(tracer: Tracer, given: Call) -> None:
+    """Numbers that are no indices are activations; no plan may cut what the caller hands in."""
+    for name, tensor in given.tensors():
+        info = tracer.records.get(tensor)
+        if tensor.is_floating_point():
+            tracer.records.put(tensor, replace(info, kind=Kind.ACTIVATION))
+            tracer.frozen.extend((expr, f"it is an axis of the input '{name}'") for expr in info.dims)
+
+
+def _run(tracer: Tracer, model: nn.Module, tensors: dict[str, torch.Tensor], given: Call) -> Any:
     try:
         with torch.no_grad(), traced_numbers(model), following(tracer, model), watching(tracer), _told_once():
-            return torch.func.functional_call(model, tensors, (), inputs)
+            return torch.func.functional_call(model, tensors, given.args, given.kwargs)
     except Exception as error:
         where = tracer.where or type(model).__name__
+        also = others(model, given)
         raise TraceError(
-            f"the forward pass raised {type(error).__name__} in module '{where}': {error}. "
-            f"It was called with {', '.join(inputs)}; pass example_inputs if it needs others."
+            f"the forward pass raised {type(error).__name__} in module '{where}': {error}{_line(error)}. "
+            f"It was called with {given}; pass example_inputs if it needs others"
+            f"{' of ' + ', '.join(also) if also else ''}.",
+            where,
         ) from error
 
 
-def _inputs(model: nn.Module, example: Mapping[str, Any] | None, device: torch.device) -> dict[str, Any]:
-    if example == {"use_cache": True}:
-        return {**_inputs(model, None, device), **example}
-    if example is not None:
-        return {k: _stand_in(v) if isinstance(v, torch.Tensor) else v for k, v in example.items()}
-    inputs: dict[str, Any] = {"input_ids": torch.zeros(1, SEQUENCE, dtype=torch.long, device=device)}
-    if hasattr(model, "config"):
-        inputs["use_cache"] = False
-    return inputs
-
-
-def _stand_in(tensor: torch.Tensor) -> torch.Tensor:
-    """A fake tensor of the same shape, dtype and device; meta tensors stand for CPU tensors."""
-    device = "cpu" if tensor.device.type == "meta" else tensor.device
-    return torch.empty_strided(tuple(tensor.shape), tensor.stride(), dtype=tensor.dtype, device=device)
+def _line(error: Exception) -> str:
+    """The file and line of the innermost frame that is neither torch's nor ours."""
+    frames = traceback.extract_tb(error.__traceback__)
+    outside = [f for f in frames if f"{os.sep}torch{os.sep}" not in f.filename and not f.filename.startswith(_HERE)]
+    return f" ({Path(outside[-1].filename).name}, line {outside[-1].lineno})" if outside else ""
 
 
 def _aliases(model: nn.Module) -> dict[str, str]:
-    """Tied parameters: every further name of a parameter, with its first name."""
+    """Tied parameters and persistent buffers: every further name of a tensor, with its first name."""
+    persistent = model.state_dict(keep_vars=True).keys()
+    named = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
     first: dict[int, str] = {}
     aliases = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        if id(parameter) in first:
-            aliases[name] = first[id(parameter)]
-        else:
-            first[id(parameter)] = name
+    for name, tensor in named:
+        if id(tensor) in first:
+            aliases[name] = first[id(tensor)]
+        elif name in persistent:
+            first[id(tensor)] = name
     return aliases
 
 
@@ -143,9 +201,10 @@ def _mark_ends(tracer: Tracer, inputs: Mapping[str, Any], outputs: Any) -> None:
             info = tracer.records.get(value)
             for atom in atoms(info.values) if info.values is not None else []:
                 atom.flags.add("tokens")
-    values = outputs.values() if isinstance(outputs, Mapping) else [outputs]
-    for tensor in values:
-        if isinstance(tensor, torch.Tensor):
-            for expr in tracer.records.get(tensor).dims:
-                for atom in atoms(expr):
-                    atom.flags.add("output")
+    logits = outputs.get("logits") if isinstance(outputs, Mapping) else None
+    for _, tensor in named_leaves(outputs if logits is None else logits):
+        for expr in tracer.records.get(tensor).dims:
+            if logits is None:
+                tracer.frozen.append((expr, "it is an axis of what the model hands out"))
+            for atom in atoms(expr):
+                atom.flags.add("output")

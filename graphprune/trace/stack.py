@@ -25,15 +25,16 @@ _CERTAIN = 8
 
 
 class LayerStack:
-    """The main stack: the outermost module list that holds most parameters."""
+    """The main stack: the outermost module list that holds most parameters; idle ones (a vision tower) apart."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, idle: frozenset[str] = frozenset()) -> None:
         lists = {
             path: sum(p.numel() for p in module.parameters())
             for path, module in model.named_modules()
             if isinstance(module, nn.ModuleList)
         }
-        outer = [p for p in lists if not any(p.startswith(q + ".") for q in lists)]
+        outer = [p for p in lists if not any(p.startswith(q + ".") for q in lists) and p not in idle]
+        self.idle = idle
         self.path = max(outer, key=lambda p: lists[p], default=None)
         self.count = len(model.get_submodule(self.path)) if self.path is not None else 0  # type: ignore[arg-type]
 
@@ -108,6 +109,11 @@ class Passages:
     def stream(self) -> set[int]:
         """Identities of the atoms that the stream's last dimension is made of."""
         return {id(a) for calls in self.seen.values() for p in calls if p for a in atoms(p.given[-1])}
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no entry ran at all."""
+        return self.stack.count > 0 and not self.seen
 
     def obstacle(self) -> str | None:
         """Why entries cannot be left out one by one; None if they can."""
@@ -209,6 +215,15 @@ def _computed(config: Any) -> Iterator[tuple[str, Any]]:
                 yield name, getattr(config, name)
             except Exception:  # noqa: BLE001, S112 - a property may need fields that this config lacks
                 continue
+
+
+def beside(model: nn.Module, stack: LayerStack) -> str | None:
+    """Another module list with as many entries beside the stack: then a layer is spread over both."""
+    parent, _, name = (stack.path or "").rpartition(".")
+    for other, module in model.get_submodule(parent).named_children():
+        if other != name and isinstance(module, nn.ModuleList) and len(module) == stack.count:
+            return f"{parent}.{other}"
+    return None
 
 
 def numbered_lookup(model: nn.Module, count: int) -> str | None:

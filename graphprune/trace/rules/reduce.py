@@ -40,6 +40,17 @@ def _mark(name: str, squared: bool) -> str:
     return "mean_square" if squared else "normalised"
 
 
+@rule("aminmax", "_aminmax")
+def least_and_greatest(call: Call) -> None:
+    """The smallest and the largest value, of all or along one dimension."""
+    info = call.info(call.tensors[0])
+    dim = call.get("dim")
+    gone = range(len(info.dims)) if dim is None else [positive(dim, len(info.dims))]
+    keep = bool(call.get("keepdim", False))
+    for i in range(len(call.outputs)):
+        call.put([UNIT if d in gone else e for d, e in enumerate(info.dims) if keep or d not in gone], output=i)
+
+
 @rule("max", "min", "argmax", "argmin", "mode", "median", "kthvalue")
 def extreme(call: Call) -> None:
     """The best position along a dimension, with its index."""

@@ -121,7 +121,7 @@ def default_call(model: nn.Module) -> Call:
         raise TraceError(
             f"the inputs of {type(model).__name__} cannot be made up: {takes}, and "
             f"{'the shape of ' + ', '.join(unknown) if unknown else 'which of them it needs'} is not known. "
-            f"Pass example_inputs, such as {{'{(unknown or names or ['x'])[0]}': tensor}}; only shapes and types matter."
+            f"Pass example_inputs, such as {{'{(unknown or names or ['x'])[0]}': tensor}}; its shape and type matter."
         )
     config = getattr(model, "config", None)
     if "use_cache" in names or (_takes_any(signature) and hasattr(config, "use_cache")):

@@ -73,9 +73,9 @@ def _followed(model: nn.Module, calls: list[Call], stand_in: Callable[[torch.Ten
     stack = LayerStack(model)
     while True:
         tracer = _follow(model, calls, stand_in, stack)
-        if not tracer.passages.is_idle:
+        if stack.path is None or any(stack.layer(name) is not None for name in tracer.touched):
             return tracer
-        stack = LayerStack(model, stack.idle | {stack.path or ""})
+        stack = LayerStack(model, stack.idle | {stack.path})
 
 
 def _follow(

@@ -110,11 +110,6 @@ class Passages:
         """Identities of the atoms that the stream's last dimension is made of."""
         return {id(a) for calls in self.seen.values() for p in calls if p for a in atoms(p.given[-1])}
 
-    @property
-    def is_idle(self) -> bool:
-        """Whether no entry ran at all."""
-        return self.stack.count > 0 and not self.seen
-
     def obstacle(self) -> str | None:
         """Why entries cannot be left out one by one; None if they can."""
         if len(self.seen) < self.stack.count:

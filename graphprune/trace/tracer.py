@@ -23,8 +23,8 @@ from graphprune.trace.rules.pointwise import pointwise
 from graphprune.trace.stack import LayerStack, Passages, named_leaves
 
 SILENT = frozenset(
-    "_assert_async _assert_scalar _is_all_true _is_any_true _local_scalar_dense allclose equal is_nonzero record_stream "
-    "resize_ set_".split()
+    "_assert_async _assert_scalar _is_all_true _is_any_true _local_scalar_dense allclose equal is_nonzero "
+    "record_stream resize_ set_".split()
 )
 """Operations that move no axis."""
 

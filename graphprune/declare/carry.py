@@ -80,7 +80,9 @@ def agreeing(traced: list[SizeRule], rules: list[SizeRule], board: Board, contex
     known = {(r.owner, r.attribute, r.reader): r for r in traced}
     new = []
     for rule in rules:
-        other = known.setdefault((rule.owner, rule.attribute, rule.reader), rule)
+        place = (rule.owner, rule.attribute, rule.reader)
+        # What a whole model reads may follow one group in every layer; reshaping sees to it that they agree.
+        other = known.get(place, rule) if not rule.reader else known.setdefault(place, rule)
         if other is rule:
             new.append(rule)
         elif (other.constant, sorted(other.terms)) != (rule.constant, sorted(rule.terms)):

@@ -101,10 +101,10 @@ def remember(model: nn.Module, history: History) -> None:
     object.__setattr__(bare(model), _ATTRIBUTE, history)
 
 
-def graph_of(model: nn.Module, graph: DependencyGraph | None, plan: PrunePlan) -> DependencyGraph:
+def graph_of(model: nn.Module, graph: DependencyGraph | None, plan: PrunePlan | None = None) -> DependencyGraph:
     """``graph`` itself; where it is None, the traced graph of ``model`` with what was declared for ``plan``."""
     if graph is not None:
         return graph
     from graphprune.declare import trace_with
 
-    return trace_with(model, plan.declared, source="plan")
+    return trace_with(model, plan.declared if plan is not None else (), source="plan")

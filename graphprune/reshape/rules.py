@@ -20,9 +20,13 @@ Change = tuple[SizeRule, int, int]
 
 
 def changed_rules(graph: DependencyGraph, before: dict[str, int], after: dict[str, int]) -> list[Change]:
-    """The rules whose integer changes when group sizes go from ``before`` to ``after``."""
+    """The rules whose integer changes when group sizes go from ``before`` to ``after``.
+
+    Where several rules are about one integer as one module reads it, all of them, if any changes: they must agree.
+    """
     values = [(rule, rule.value(before), rule.value(after)) for rule in graph.rules]
-    return [(rule, old, new) for rule, old, new in values if old != new]
+    moved = {(rule.owner, rule.attribute, rule.reader) for rule, old, new in values if old != new}
+    return [change for change in values if (change[0].owner, change[0].attribute, change[0].reader) in moved]
 
 
 def all_changes(before: History, after: History, step: Step) -> list[Change]:
@@ -55,7 +59,8 @@ def rule_edits(model: nn.Module, changed: list[Change]) -> list[Callable[[], Non
         owner = _owner(model, rule.owner)
         if _in_config(rule):
             reader = plain(resolve_module(model, rule.reader))
-            if not isinstance(reader, PreTrainedModel) and holds(reader, owner):
+            whole = not rule.reader or isinstance(reader, PreTrainedModel)
+            if not whole and holds(reader, owner):
                 edits.append(partial(give_view, reader, owner, {rule.attribute: new}))
                 continue
             _check_agreement(rule, changed)

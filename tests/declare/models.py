@@ -11,14 +11,33 @@ HIDDEN, HEADS, SIZE, LAYERS, VOCABULARY = 12, 6, 4, 3, 23
 @torch.library.custom_op("declared::attend", mutates_args=())
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int) -> torch.Tensor:
     """Causal attention of (batch, time, heads · size) tensors."""
+    return _attention(q, k, v, heads).contiguous()
+
+
+def _attention(q, k, v, heads):
     q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))
     out = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-    return out.transpose(1, 2).flatten(2).contiguous()
+    return out.transpose(1, 2).flatten(2)
 
 
 @attend.register_fake
 def _(q, k, v, heads):
     return torch.empty_like(v)
+
+
+def _remember(ctx, inputs, output):
+    *tensors, ctx.heads = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _backward(ctx, gradient):
+    tensors = [t.detach().requires_grad_() for t in ctx.saved_tensors]
+    with torch.enable_grad():
+        out = _attention(*tensors, ctx.heads)
+    return (*torch.autograd.grad(out, tensors, gradient), None)
+
+
+attend.register_autograd(_backward, setup_context=_remember)
 
 
 class Opaque(nn.Module):

@@ -48,6 +48,31 @@ def test_masked_equals_reshaped(parts, groups, role, size):
         assert apart < 1e-5 < 1e-2 < effect
 
 
+@pytest.mark.parametrize(
+    ("parts", "groups"),
+    [((Opaque, Listed), [HEADS, LISTED, LISTED_CHANNELS]), ((Fused, Experts), [FUSED, EXPERTS, CHANNELS])],
+)
+def test_no_gradient_reaches_what_is_masked(parts, groups):
+    """The other proof, without cutting anything: outputs do not depend on any slice that is going to be removed."""
+    model = decoder(*parts)
+    graph = declared(model, *groups)
+    for group in (g for g in graph.select() if g.declared):
+        plan = gp.PrunePlan.remove(graph, {group.name: [1, group.size - 1]})
+        model.zero_grad()
+        with gp.masked(model, plan, graph):
+            model(ids()).square().sum().backward()
+        reached = False
+        for member in group.members:
+            gradient = model.get_parameter(member.tensor).grad
+            if gradient is None:  # an expert that no token was sent to
+                continue
+            along = gradient.movedim(member.dim, 0).reshape(member.length, -1).abs().sum(1)
+            owner = member.unit_of()
+            assert not along[(owner == 1) | (owner == group.size - 1)].any(), member.tensor
+            reached = reached or bool(along.any())
+        assert reached
+
+
 def test_declared_groups_of_all_kinds_go_together():
     model = decoder(Fused, Experts)
     graph = declared(model, EXPERTS, FUSED, CHANNELS)

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from graphprune.graph import Axis, Block, Group, MaskSite, Member
+from graphprune.graph import Axis, Block, Group, MaskSite, Member, Stack
+from graphprune.trace.axes import Concat, matters, resolve
 from graphprune.trace.stack import beside, describe_stack, kinds, numbered_lookup
 from graphprune.trace.tracer import Tracer
 
@@ -18,12 +19,15 @@ def depth_groups(tracer: Tracer, model: nn.Module) -> tuple[Group, ...]:
     if stack.path is None or stack.count < 2:
         return ()
     obstacle = tracer.passages.obstacle()
+    described = describe_stack(model, stack)
     lookup = numbered_lookup(model, stack.count)
     if lookup is not None and obstacle is None:
         obstacle = f"'{lookup}' looks layers up by their numbers, which change when a layer goes"
     other = beside(model, stack)
     if other is not None and obstacle is None:
         obstacle = f"'{other}' has an entry for every entry of '{stack.path}'; they would have to go together"
+    if obstacle is None:
+        obstacle = _laid_out(tracer, described)
     passage = next((p for calls in tracer.passages.seen.values() for p in calls if p), None)
     units = Axis(size=stack.count, length=stack.count, blocks=(Block(start=0, unit_stride=1),))
     sites: tuple[MaskSite, ...] = ()
@@ -39,9 +43,20 @@ def depth_groups(tracer: Tracer, model: nn.Module) -> tuple[Group, ...]:
         sites=sites,
         essential=tuple(kinds(model, stack.count)),
         frozen=obstacle,
-        stacks=(describe_stack(model, stack),),
+        stacks=(described,),
     )
     return (group,)
+
+
+def _laid_out(tracer: Tracer, stack: Stack) -> str | None:
+    """Why layers cannot go one by one where a tensor outside of them has a part for each."""
+    for use in tracer.uses.values():
+        names = {attribute for monomial, _ in use.terms for (_, attribute), _ in monomial}
+        picked = any(isinstance(factor, Concat) for factor in resolve(use.axis))  # one by one
+        if names & {attribute for _, attribute in stack.counts} and (picked or matters(use.axis)):
+            where = use.reader or "the model"
+            return f"the forward of {where} divides a tensor among the layers, which would have to be cut alike"
+    return None
 
 
 def _members(tracer: Tracer, model: nn.Module) -> Iterator[Member]:

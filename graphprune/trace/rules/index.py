@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from graphprune.trace.axes import UNIT, Expr, atoms, concat, fresh, length, narrow, unify
+from graphprune.trace.axes import UNIT, Expr, atoms, concat, fresh, length, matters, narrow, unify
 from graphprune.trace.record import Info, Kind
 from graphprune.trace.rules.pointwise import broadcast
 from graphprune.trace.rules.table import Call, positive, rule
@@ -63,7 +63,7 @@ def index(call: Call) -> None:
     picks = list(call["indices"]) + [None] * (tensor.ndim - len(call["indices"]))
     used = [(d, i) for d, i in enumerate(picks) if i is not None]
     if any(i.dtype == torch.bool for _, i in used):
-        call.tracer.unknown(call)
+        _masked(call, info, used)
         return
     picked = _picked(info, used)
     if picked is None:
@@ -77,6 +77,18 @@ def index(call: Call) -> None:
     rest = [e for d, e in enumerate(info.dims) if picks[d] is None]
     at = places[0] if together else 0
     call.put([*rest[:at], *picked, *rest[at:]], tensor, values=info.values, params=info.params)
+
+
+def _masked(call: Call, info: Info, used: list[tuple[int, torch.Tensor]]) -> None:
+    """A mask picks places along the dimensions that it covers, which become one."""
+    if len(used) != 1:
+        call.tracer.unknown(call)
+        return
+    ((d, mask),) = used
+    for expr in info.dims[d : d + mask.ndim]:
+        if matters(expr) and info.kind is not Kind.CONSTANT:
+            call.tracer.freeze(expr, "places along it are picked by a mask")
+    call.put([*info.dims[:d], fresh(call.outputs[0].shape[d]), *info.dims[d + mask.ndim :]], params=info.params)
 
 
 def _picked(info: Info, used: list[tuple[int, torch.Tensor]]) -> list[Expr] | None:
@@ -176,6 +188,12 @@ def index_add(call: Call) -> None:
 def index_put(call: Call) -> None:
     """Writes at positions; only constants are followed."""
     info = call.info(call["self"])
+    masks = [ids for ids in call["indices"] if ids is not None and ids.dtype == torch.bool]
+    if len(masks) == 1 and call["indices"][0] is masks[0]:
+        beyond = info.dims[masks[0].ndim :]
+        for mine, theirs in zip(reversed(beyond), reversed(call.info(call["values"]).dims), strict=False):
+            if length(mine) == length(theirs):
+                unify(mine, theirs)
     if call.origin(*call.tensors)["kind"] is Kind.ACTIVATION:
         for d, ids in enumerate(call["indices"]):
             if ids is not None and ids.dtype != torch.bool:

@@ -1,0 +1,24 @@
+"""Tiny models of every causal-LM architecture that transformers registers, built offline from config classes alone.
+
+For tests of criteria, of other people's code on top of graphprune, and of graphprune itself::
+
+    from graphprune.testing import cases, example_inputs, tiny_model
+
+    for case in cases():
+        model = tiny_model(case)
+        logits = model(**example_inputs(model)).logits
+"""
+
+from graphprune.testing.configs import tiny_config
+from graphprune.testing.models import example_inputs, tiny_model
+from graphprune.testing.zoo import ZooError, architectures, cases, unavailable
+
+__all__ = [
+    "ZooError",
+    "architectures",
+    "cases",
+    "example_inputs",
+    "tiny_config",
+    "tiny_model",
+    "unavailable",
+]

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from graphprune.graph import Block, DependencyGraph, Group, Member
     from graphprune.masking import masked
     from graphprune.plan import PrunePlan
+    from graphprune.prove import Proof, prove
     from graphprune.ranking import plan
     from graphprune.reshape import reshape
     from graphprune.schema import PruneSpec
@@ -38,6 +39,7 @@ _HOMES = {
     "GraphPruneError": "errors",
     "Group": "graph",
     "Member": "graph",
+    "Proof": "prove",
     "PruneCallback": "engine.callback",
     "PrunePlan": "plan",
     "PruneResult": "engine.run",
@@ -48,6 +50,7 @@ _HOMES = {
     "load_spec": "specfile",
     "masked": "masking",
     "plan": "ranking",
+    "prove": "prove",
     "prune": "engine.run",
     "reshape": "reshape",
     "save": "checkpoint",
@@ -62,6 +65,7 @@ __all__ = [
     "GraphPruneError",
     "Group",
     "Member",
+    "Proof",
     "PruneCallback",
     "PrunePlan",
     "PruneResult",
@@ -73,6 +77,7 @@ __all__ = [
     "load_spec",
     "masked",
     "plan",
+    "prove",
     "prune",
     "reshape",
     "save",

@@ -23,12 +23,20 @@ def command(
     spec: Annotated[
         str | None, typer.Option("--spec", help="Add the groups that this spec declares by hand.", metavar="SPEC")
     ] = None,
+    prove: Annotated[
+        bool,
+        typer.Option("--prove", help="Also prune every kind at random and compare; needs the memory for weights."),
+    ] = False,
     json: Annotated[Path | None, typer.Option("--json", help="Also write the whole graph to this file.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
     trust_remote_code: Trust = False,
 ) -> None:
-    """Show what MODEL has to prune: roles, sizes, and what must not be pruned and why. Needs no weights."""
+    """Show what MODEL has to prune: roles, sizes, and what must not be pruned and why. Needs no weights.
+
+    Exits with 1 if a proof was asked for and something is disproved.
+    """
     from graphprune.cli.models import graph_of
+    from graphprune.cli.proofs import proved
 
     with working(f"tracing {model}"):
         graph = graph_of(model, spec=spec, trust_remote_code=trust_remote_code)
@@ -38,6 +46,8 @@ def command(
     if json is not None:
         write_text(json, graph.model_dump_json(indent=1) + "\n", overwrite=force)
         out().print(f"wrote {json}")
+    if prove and not proved(model, graph, trust_remote_code=trust_remote_code):
+        raise typer.Exit(1)
 
 
 def _table(graph: DependencyGraph) -> Table:

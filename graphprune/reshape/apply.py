@@ -150,13 +150,13 @@ def _collect_adapters(
 
 
 def _misfit(name: str, tensor: torch.Tensor, shape: tuple[int, ...] | None) -> str | None:
-    if shape is not None and tuple(tensor.shape) != tuple(shape):
-        return f"'{name}': expected shape {tuple(shape)}, which was traced, got {tuple(tensor.shape)}"
     if isinstance(tensor, nn.Parameter) and not tensor.is_floating_point():
         return (
             f"'{name}' is quantised ({tensor.dtype}); its codes cannot be cut exactly. "
             "Load the model in its own precision, prune it, and quantise the result."
         )
+    if shape is not None and tuple(tensor.shape) != tuple(shape):
+        return f"'{name}': expected shape {tuple(shape)}, which was traced, got {tuple(tensor.shape)}"
     return None
 
 

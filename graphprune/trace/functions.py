@@ -40,7 +40,7 @@ class Functions(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if self.tracer.inside:
+        if self.tracer.inside or _transformed():
             return func(*args, **kwargs)
         name = getattr(func, "__name__", "").strip("_")
         if name in MASKABLE:
@@ -99,6 +99,11 @@ class Functions(TorchFunctionMode):
             )
         for outer in self.tracer.stack:
             outer.calls[name] = outer.calls.get(name, 0) + 1
+
+
+def _transformed() -> bool:
+    """Whether a transform such as vmap runs: its tensors have no storage, and its operations come by one by one."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def _measured(tracer: Tracer, name: str, args: Any, kwargs: Any, result: Any) -> Iterator[tuple[int, Expr]]:

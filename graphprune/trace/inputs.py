@@ -68,21 +68,22 @@ def calls_of(model: nn.Module, examples: Example | list[Example] | None) -> list
     calls = [_call(example) for example in (examples if isinstance(examples, list) else [examples])]
     if not calls:
         raise TraceError("example_inputs: expected at least one example, got an empty list")
-    for call in calls:
-        _check(model, call)
-    return calls
+    return [_bound(model, call) for call in calls]
 
 
-def _check(model: nn.Module, call: Call) -> None:
+def _bound(model: nn.Module, call: Call) -> Call:
+    """The same call by keywords, where the forward has names for all of its arguments."""
     signature = inspect.signature(model.forward)
     try:
-        signature.bind(*call.args, **call.kwargs)
+        bound = signature.bind(*call.args, **call.kwargs)
     except TypeError as error:
         takes = ", ".join(_named(signature)[:_SHOWN])
         raise TraceError(
             f"example_inputs do not fit the forward of {type(model).__name__}: {error}. Given were {call}; "
             f"it takes {takes}"
         ) from None
+    plain = all(signature.parameters[name].kind is inspect.Parameter.POSITIONAL_OR_KEYWORD for name in bound.arguments)
+    return Call(kwargs=dict(bound.arguments)) if plain else call
 
 
 def _call(example: Any) -> Call:

@@ -175,7 +175,7 @@ class Tracer:
         return TracedInt(length(axis), {(((AXIS, str(len(self.axes) - 1)), 1),): Fraction(1)})
 
     def unknown(self, call: Call) -> None:
-        """An operation without a rule: every axis of its activations and weights is frozen."""
+        """An operation without a rule: every axis of its activations and weights is frozen, and of what it made."""
         reason = f"no rule for the operation '{call.name}'"
         followed = [t for t in call.tensors if self.info(t).kind is not Kind.CONSTANT]
         for tensor in followed:
@@ -183,18 +183,25 @@ class Tracer:
                 self.freeze(expr, reason)
         if followed:
             self.notes.append(f"{reason} (called in {self.where or 'the model'})")
-        for i, output in enumerate(call.outputs):
-            call.put([fresh(n) for n in output.shape], output=i)
+        self._begin_anew(call, cut=not followed)
 
     def conflict(self, call: Call, error: AxisConflict) -> None:
         """Axes that contradict each other are frozen; the trace goes on with new ones."""
+        reason = f"'{call.name}': {error}"
         for tensor in call.tensors:
             if self.info(tensor).kind is not Kind.CONSTANT:
                 for expr in self.info(tensor).dims:
-                    self.freeze(expr, f"'{call.name}': {error}")
+                    self.freeze(expr, reason)
         self.notes.append(f"axis conflict in '{call.name}' in {self.where or 'the model'}: {error}")
+        self._begin_anew(call)
+
+    def _begin_anew(self, call: Call, *, cut: bool = False) -> None:
+        """Gives results axes of their own; unless ``cut``, they stay whole, as what they were computed from does."""
         for i, output in enumerate(call.outputs):
-            call.put([fresh(n) for n in output.shape], output=i)
+            dims = [fresh(n) for n in output.shape]
+            for expr in () if cut else dims:
+                self.freeze(expr, f"it comes out of '{call.name}', which could not be followed,")
+            call.put(dims, output=i)
 
     def explain(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         """Applies the rule of one executed operation."""

@@ -11,6 +11,9 @@ from transformers import AutoModelForCausalLM
 
 from graphprune.errors import TraceError
 from graphprune.graph import DependencyGraph
+from graphprune.masking import masked
+from graphprune.plan import PrunePlan
+from graphprune.reshape import reshape
 from graphprune.trace import trace
 from tests.decoders import DECODERS, config, tiny, tokens
 
@@ -191,3 +194,80 @@ def test_a_forward_that_raises_names_the_module_and_the_cause():
     model.model.layers[1].mlp.forward = broken
     with pytest.raises(TraceError, match=r"ValueError in module 'model.layers.1.mlp': the flux is off"):
         trace(model)
+
+
+def test_an_error_says_where_in_the_code_and_what_else_could_be_given():
+    def broken(*_args, **_kwargs):
+        raise ValueError("the flux is off")
+
+    model = tiny("llama")
+    model.model.layers[1].mlp.forward = broken
+    with pytest.raises(TraceError) as caught:
+        trace(model)
+    message = str(caught.value)
+    assert f"the flux is off (test_run.py, line {broken.__code__.co_firstlineno + 1}). " in message
+    assert "It was called with input_ids (1, 11), use_cache=False; pass example_inputs if it needs others" in message
+    assert "of attention_mask, position_ids" in message
+    assert isinstance(caught.value.__cause__, ValueError) and caught.value.where == "model.layers.1.mlp"
+
+
+class Unknown(nn.Module):
+    """What runs through the blocks comes out of an operation that no rule knows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(20, 6), nn.Linear(6, 20)
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(6, 10), nn.ReLU(), nn.Linear(10, 6)) for _ in range(2))
+
+    def forward(self, input_ids):
+        x = torch.fft.fft(self.embedding(input_ids)).real
+        for block in self.blocks:
+            x = x + block(x)
+        return self.head(x)
+
+
+def test_what_an_unknown_operation_makes_is_frozen_too():
+    """Its result stays as wide as ever, so that nothing that reads it can be cut."""
+    graph = trace(Unknown())
+    assert [(g.layer, g.size) for g in graph.select(role="mlp.channel")] == [(0, 10), (1, 10)]
+    readers = [g for g in graph.groups if any(m.tensor == "head.weight" and m.dim == 1 for m in g.members)]
+    assert [g.frozen for g in readers] == ["it comes out of '_fft_r2c', which could not be followed, in the model"]
+
+
+class Tied(nn.Module):
+    """One block at two places, and a buffer that two modules hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(20, 6), nn.Linear(6, 20)
+        block = nn.Sequential(nn.Linear(6, 10), nn.ReLU(), nn.Linear(10, 6))
+        self.first, self.second = block, block
+        self.gates = nn.ModuleList(nn.Module() for _ in range(2))
+        shared = torch.rand(10) + 0.5
+        for gate in self.gates:
+            gate.register_buffer("scale", shared)
+
+    def forward(self, input_ids):
+        x = self.embedding(input_ids)
+        for block, gate in zip((self.first, self.second), self.gates, strict=True):
+            x = x + block[2](block[1](block[0](x)) * gate.scale)
+        return self.head(x)
+
+
+def test_shared_modules_and_buffers_are_one_tensor():
+    model = Tied()
+    graph = trace(model)
+    assert graph.tied == {
+        **{f"second.{layer}.{leaf}": f"first.{layer}.{leaf}" for layer in (0, 2) for leaf in ("weight", "bias")},
+        "gates.1.scale": "gates.0.scale",
+    }
+    (inner,) = [g for g in graph.groups if g.size == 10]
+    assert [m.tensor for m in inner.members] == ["first.0.weight", "first.0.bias", "first.2.weight", "gates.0.scale"]
+    ids = torch.arange(5)[None]
+    plan = PrunePlan.remove(graph, {inner.name: [1, 8]})
+    with masked(model, plan, graph):
+        expected = model(ids)
+    small = reshape(model, plan, graph)
+    assert torch.allclose(small(ids), expected, atol=1e-6)
+    assert small.first is small.second and small.gates[0].scale is small.gates[1].scale
+    assert tuple(small.gates[1].scale.shape) == (8,)

@@ -1,4 +1,4 @@
-"""Convolutions: channels are summed over, or pass side by side; positions are mixed."""
+"""Convolutions and what goes with them: channels are summed over, or pass side by side; positions are mixed."""
 
 from __future__ import annotations
 
@@ -38,6 +38,24 @@ def convolution(call: Call) -> None:
         unify(out, call.info(bias).dims[0])
     sizes = call.outputs[0].shape[2:]
     call.put([x.dims[0], out, *(fresh(n) for n in sizes)])
+
+
+_POOLS = "avg_pool1d avg_pool2d avg_pool3d max_pool2d_with_indices max_pool3d_with_indices _adaptive_avg_pool2d \
+_adaptive_avg_pool3d adaptive_max_pool2d adaptive_max_pool3d"
+_SIZES = "upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_linear1d upsample_bilinear2d \
+upsample_bicubic2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa"
+
+
+@rule(*_POOLS.split(), *_SIZES.split())
+def resample(call: Call) -> None:
+    """Pooling and interpolation: every result comes from several positions; what lies before those stays apart."""
+    info = call.info(call.tensors[0])
+    spatial = next(n for n in (1, 2, 3) if f"{n}d" in call.name)
+    if info.kind is not Kind.CONSTANT:
+        for expr in info.dims[-spatial:]:
+            call.tracer.freeze(expr, f"positions are mixed by '{call.name}'")
+    for i, output in enumerate(call.outputs):
+        call.put([*info.dims[:-spatial], *(fresh(n) for n in output.shape[-spatial:])], output=i)
 
 
 def _mix(channels: Expr) -> None:

@@ -171,6 +171,21 @@ def scatter(call: Call) -> None:
     call.put(info.dims)
 
 
+@rule("masked_scatter", "masked_scatter_")
+def masked_scatter(call: Call) -> None:
+    """Writes elements in order wherever a mask is set: whole rows, where the mask is one value along the last axis."""
+    tensor, mask, source = call["self"], call["mask"], call["source"]
+    info, given = call.info(tensor), call.info(source)
+    same = bool(mask.ndim) and (mask.shape[-1] == 1 or mask.stride(-1) == 0)
+    if not same or source.ndim == 0 or source.shape[-1] != tensor.shape[-1]:
+        call.tracer.unknown(call)
+        return
+    unify(info.dims[-1], given.dims[-1])
+    for expr in given.dims[:-1]:
+        call.tracer.freeze(expr, f"positions along it are handed out in order by '{call.name}'")
+    call.put(info.dims, tensor, source)
+
+
 @rule("index_add", "index_add_", "index_copy", "index_copy_")
 def index_add(call: Call) -> None:
     """Adds slices into one dimension at the given positions."""

@@ -36,6 +36,10 @@ class TraceError(GraphPruneError):
         super().__init__(message)
 
 
+class GraphError(GraphPruneError):
+    """The file of a dependency graph is missing, damaged, or contradicts itself."""
+
+
 class PlanError(GraphPruneError):
     """A plan removes what it must not remove, or belongs to another graph."""
 

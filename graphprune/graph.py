@@ -9,17 +9,21 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import networkx as nx
 import torch
 from pydantic import BaseModel, ConfigDict
 from typing_extensions import Self
 
 from graphprune.declared import DeclaredGroup
+from graphprune.graph_file import load_graph, save_graph
 from graphprune.selection import Selection
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 
 class Value(BaseModel):
@@ -291,24 +295,27 @@ class DependencyGraph(Value):
 
     @cached_property
     def nx(self) -> nx.MultiDiGraph:
-        """Group nodes, tensor nodes, and one edge per member with its dimension and blocks."""
-        graph = nx.MultiDiGraph(fingerprint=self.fingerprint, layers=self.layers)
-        for name, shape in self.shapes.items():
-            graph.add_node(name, kind="tensor", shape=list(shape))
-        for g in self.groups:
-            graph.add_node(
-                g.name,
-                kind="group",
-                role=g.role,
-                layer=g.layer,
-                size=g.size,
-                exact=g.exact,
-                frozen=g.frozen,
-            )
-            for m in g.members:
-                blocks = [b.model_dump() for b in m.blocks]
-                graph.add_edge(g.name, m.tensor, dim=m.dim, consumes=m.consumes, blocks=blocks)
-        return graph
+        """Group, tensor, integer and constant nodes, and an edge for every slice; ``docs/graph.md`` has them all."""
+        from graphprune.views.network import to_networkx
+
+        return to_networkx(self)
+
+    def save(self, file: str | os.PathLike[str]) -> None:
+        """Writes the graph as JSON, whole or not at all; an existing file is replaced.
+
+        Raises:
+            GraphError: if the file cannot be written.
+        """
+        save_graph(self, file)
+
+    @classmethod
+    def load(cls, file: str | os.PathLike[str]) -> DependencyGraph:
+        """Reads a graph written by :meth:`save`: equal to it, with the same fingerprint.
+
+        Raises:
+            GraphError: if the file is missing, is no graph, contradicts itself, or was edited.
+        """
+        return load_graph(cls, file)
 
     def select(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import prod
 
 from graphprune.graph import DependencyGraph, Group
 
@@ -51,6 +52,25 @@ def inventory(graph: DependencyGraph) -> tuple[RoleRow, ...]:
         fates.setdefault((g.role, g.frozen, inexact), []).append(g)
     rows = [RoleRow(role, tuple(groups), frozen, inexact) for (role, frozen, inexact), groups in fates.items()]
     return tuple(sorted(rows, key=lambda row: row.frozen is not None))
+
+
+def unit_weights(graph: DependencyGraph, group: Group) -> float:
+    """How many numbers in parameters and buffers go with one unit, on average over the units.
+
+    What lies in two slices of the same unit counts once.
+    """
+    stays: dict[str, float] = {}  # the part of each tensor that is left when one unit goes, or of its one unit
+    alone: set[str] = set()
+    for m in group.members:
+        taken = sum(prod(count for count, _ in block.loops) for block in m.blocks) / m.length
+        stays[m.tensor] = stays.get(m.tensor, 1.0) * (1 - taken)
+        if m.only is not None:
+            alone.add(m.tensor)
+    total = 0.0
+    for tensor, part in stays.items():
+        weights = prod(graph.shapes.get(tensor, (0,))) * (1 - part)
+        total += weights / group.size if tensor in alone else weights
+    return total
 
 
 def layers_text(layers: Iterable[int | None]) -> str:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from graphprune.declared import DeclaredGroup
 from graphprune.errors import PlanError
+from graphprune.files import write_whole
 from graphprune.graph import DependencyGraph, Group
 from graphprune.inventory import plural
 
@@ -90,10 +91,7 @@ class PrunePlan(BaseModel):
 
     def save(self, file: str | os.PathLike[str]) -> None:
         """Writes the plan as JSON, whole or not at all."""
-        path = Path(file)
-        temporary = path.with_name(path.name + ".partial")
-        temporary.write_text(json.dumps(self.model_dump(mode="json"), indent=1) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
+        write_whole(Path(file), json.dumps(self.model_dump(mode="json"), indent=1) + "\n")
 
     def check(self, graph: DependencyGraph) -> None:
         """Checks that the plan was made for ``graph``, and removes nothing that must stay.

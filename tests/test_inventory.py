@@ -1,7 +1,11 @@
 """Groups by role and fate, and layers in words."""
 
+import pytest
+
+import graphprune as gp
 from graphprune.graph import DependencyGraph, Group
-from graphprune.inventory import inventory, layers_text, plural
+from graphprune.inventory import inventory, layers_text, plural, unit_weights
+from tests.decoders import tiny
 
 
 def group(role, layer, size, **extra):
@@ -34,3 +38,22 @@ def test_layers_read_as_ranges():
 
 def test_counts_agree_with_their_noun():
     assert [plural(n, "group") for n in (0, 1, 2)] == ["0 groups", "1 group", "2 groups"]
+
+
+def test_weights_of_a_unit_are_what_disappears():
+    model = tiny("qwen3_moe")
+    graph = gp.trace(model)
+    before = sum(t.numel() for t in model.state_dict().values())
+    for role in ("attention.group", "moe.channel", "moe.expert", "hidden"):
+        chosen = graph.select(role=role).groups[0]
+        units = range(chosen.multiple_of)
+        small = gp.reshape(tiny("qwen3_moe"), gp.PrunePlan.remove(graph, {chosen.name: units}), graph)
+        gone = before - sum(t.numel() for t in small.state_dict().values())
+        assert unit_weights(graph, chosen) * len(units) == pytest.approx(gone), role
+
+
+def test_weights_of_whole_layers_are_their_average():
+    model = tiny("llama")
+    (layer,) = gp.trace(model).select(role="layer").groups
+    weights = [sum(p.numel() for p in entry.parameters()) for entry in model.model.layers]
+    assert unit_weights(gp.trace(model), layer) == pytest.approx(sum(weights) / len(weights))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from graphprune.errors import CheckpointError, GraphPruneError
+from graphprune.files import write_whole
 
 #: Exit code of a process that was interrupted from the keyboard: 128 + SIGINT.
 INTERRUPTED = 130
@@ -85,9 +85,7 @@ def write_text(file: Path, text: str, *, overwrite: bool) -> None:
     """
     if file.exists() and not overwrite:
         raise CheckpointError(f"{file} exists already. Choose another name, or pass --force to overwrite it.")
-    temporary = file.with_name(file.name + ".partial")
     try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, file)
+        write_whole(file, text)
     except OSError as error:
         raise CheckpointError(f"cannot write {file}: {error.strerror}. Does the folder exist?") from None

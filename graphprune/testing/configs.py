@@ -39,6 +39,9 @@ def _built(default: PreTrainedConfig, own: Fields, changes: Fields, *, tower: bo
     kind = type(default)
     text = default.get_text_config(decoder=True)
     parts = {name: part for name, part in vars(default).items() if isinstance(part, PreTrainedConfig)}
+    for name, below in default.sub_configs.items():  # towers that are off by default
+        if name not in parts and isinstance(own.get(name, changes.get(name)), Mapping):
+            parts[name] = below()
     values = _sizes(kind, tower=tower) | _without(own, parts) | _without(changes, parts)
     values |= _layer_lists(default, values, own, changes)
     for name, part in parts.items():
@@ -70,8 +73,8 @@ def _sizes(kind: type[PreTrainedConfig], *, tower: bool) -> Fields:
 def _layer_lists(default: PreTrainedConfig, values: Fields, own: Fields, changes: Fields) -> Fields:
     """Lists with one kind per layer, for the tiny number of layers, so that every kind occurs.
 
-    Kinds that alternate in the full-size default alternate here; kinds of which the first leads and the last follows
-    (dense blocks before sparse ones) do so here.
+    Kinds that alternate in the full-size default alternate here, each twice or more, so that a model remains that runs
+    when a layer goes; kinds of which the first leads and the last follows (dense blocks before sparse ones) do so here.
     """
     names = {default.attribute_map.get(LAYERS, LAYERS), LAYERS}
     full = getattr(default, LAYERS, None)
@@ -83,7 +86,8 @@ def _layer_lists(default: PreTrainedConfig, values: Fields, own: Fields, changes
     fields = {field.name for field in dataclasses.fields(default)}
     lists = {name: kinds for name, kinds in lists.items() if name in fields and len(set(kinds)) > 1}
     given = next((source[n] for source in (changes, own) for n in names if n in source), None)
-    count = given or next((values[n] for n in names if n in values), 0) + bool(lists)
+    twice = [2 * len(set(kinds)) for kinds in lists.values() if not _led(kinds)]
+    count = given or max([next((values[n] for n in names if n in values), 0) + bool(lists), *twice])
     made: Fields = {}
     if lists and given is None:
         made |= {n: count for n in names if n in values}
@@ -97,10 +101,14 @@ def _layer_lists(default: PreTrainedConfig, values: Fields, own: Fields, changes
 def pattern(kinds: Sequence[str], count: int) -> list[str]:
     """``count`` kinds of layers in the manner of the longer list ``kinds``, each at least once where there is room."""
     distinct = list(dict.fromkeys(kinds))
-    changes = sum(a != b for a, b in itertools.pairwise(kinds))
-    if changes < len(distinct):  # each kind is one run: leading kinds once, then the last one
+    if _led(kinds):
         return (distinct + [distinct[-1]] * count)[:count]
     return [distinct[i % len(distinct)] for i in range(count)]
+
+
+def _led(kinds: Sequence[str]) -> bool:
+    """Whether each kind is one run of layers: leading kinds, then the one that the rest of the layers has."""
+    return sum(a != b for a, b in itertools.pairwise(kinds)) < len(set(kinds))
 
 
 def _placed(changes: Mapping[str, Any], default: PreTrainedConfig, case: str) -> Fields:

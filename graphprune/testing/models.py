@@ -12,6 +12,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from graphprune.testing.configs import tiny_config
 from graphprune.testing.zoo import find
 
+LOOKUP = 0.4  # standard deviation of embeddings
+BRANCH = 0.5  # standard deviation of weights, in units of 1 / sqrt(inputs)
+
 
 def tiny_model(case: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
     """A tiny model in float32 and evaluation mode, the same for the same seed.
@@ -61,14 +64,24 @@ def _randomize(model: PreTrainedModel) -> None:
         for name, buffer in module.named_buffers(recurse=False):
             if name not in module._non_persistent_buffers_set and buffer.is_floating_point() and not buffer.any():
                 buffer.normal_(std=0.1)
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    for weight in () if head is None else (p for p in head.parameters() if p.ndim == 2):
+        weight.normal_(std=weight.shape[-1] ** -0.5)  # logits of order one; a tied embedding follows
 
 
 def _randomize_parameter(module: nn.Module, parameter: Tensor) -> None:
+    """Random, and so that rounding does not grow: each branch adds less to the residual stream than is there.
+
+    Branches of full size turn an error of 1e-7 into one of 1e-4 where norms, gates and recurrences follow each other,
+    and then no test can tell a wrong cut from rounding.
+    """
     parameter.nan_to_num_(0.0, 0.0, 0.0)
     centred = parameter.mean().abs() <= 0.5 * parameter.std(correction=0)
-    if parameter.ndim >= 2 and bool(centred):  # a weight, or zeros where weights will be
+    if isinstance(module, nn.Embedding):
+        parameter.normal_(std=LOOKUP)
+    elif parameter.ndim >= 2 and bool(centred):  # a weight, or zeros where weights will be
         convolution = isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
         fan_in = parameter[0].numel() if convolution else parameter.shape[-1]
-        parameter.normal_(std=fan_in**-0.5)
+        parameter.normal_(std=BRANCH * fan_in**-0.5)
     else:  # a norm, a bias, a decay: random around what it was
         parameter.add_(torch.randn_like(parameter) * 0.1)

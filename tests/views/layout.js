@@ -16,10 +16,11 @@
     const range = document.createRange();
     range.selectNodeContents(node);
     const clip = element.closest(".scroll, #detail, #results");
-    for (const box of range.getClientRects()) {
-      const frame = clip ? clip.getBoundingClientRect() : { left: -1e9, right: 1e9, top: -1e9, bottom: 1e9 };
-      const inside = box.left < frame.right && box.right > frame.left && box.top < frame.bottom && box.bottom > frame.top;
-      if (box.width > 1 && inside) lines.push({ node, element, box, text: node.data.trim().slice(0, 40) });
+    const frame = clip ? clip.getBoundingClientRect() : { left: -1e9, right: 1e9, top: -1e9, bottom: 1e9 };
+    for (const whole of range.getClientRects()) {
+      const box = { left: Math.max(whole.left, frame.left), right: Math.min(whole.right, frame.right),
+        top: Math.max(whole.top, frame.top), bottom: Math.min(whole.bottom, frame.bottom) }; // what can be seen of it
+      if (box.right - box.left > 1 && box.bottom > box.top) lines.push({ node, element, box, text: node.data.trim().slice(0, 40) });
     }
   }
   for (let i = 0; i < lines.length; i++) {

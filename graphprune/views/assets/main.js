@@ -72,7 +72,7 @@ function showUnit({ group, unit, all }) {
 
 function choose(name) {
   go({ group: name, unit: null, all: null });
-  if (matchMedia("(max-width: 900px)").matches) $("detail").scrollIntoView();
+  if (matchMedia("(max-width: 1100px)").matches) $("detail").scrollIntoView();
 }
 
 function step(what, by) {

@@ -23,10 +23,10 @@ function matrix(state) {
 function head(layers, count, narrow) {
   if (!narrow) {
     const alike = layers.length > 1 ? `<small>${layers.length} alike</small>` : "";
-    return `<th scope="col">${layersText(layers)}${alike}</th>`;
+    return `<th scope="col" title="${layersText(layers)}">${layersText(layers, 4)}${alike}</th>`;
   }
   const every = count > 40 ? 10 : 5;
-  const label = layers[0] % every === 0 ? layers[0] : "";
+  const label = layers[0] % every === 0 && layers[0] < count - 1 ? layers[0] : "";
   return `<th scope="col" title="${layersText(layers)}"><span>${label}</span></th>`;
 }
 

@@ -38,11 +38,11 @@ function cutsOf(tensor, layer) {
     }));
 }
 
-// "layers 0–3, 5"
-function layersText(layers) {
-  const runs = merged(layers.map((n) => [n, n + 1]));
-  const text = runs.map(([a, b]) => (b - a === 1 ? a : `${a}–${b - 1}`)).join(", ");
-  return `${layers.length === 1 ? "layer" : "layers"} ${text}`;
+// "layers 0–3, 5"; with `most` runs at most, "layers 0–3, 5, … 60"
+function layersText(layers, most = Infinity) {
+  const runs = merged(layers.map((n) => [n, n + 1])).map(([a, b]) => (b - a === 1 ? `${a}` : `${a}–${b - 1}`));
+  const shown = runs.length > most ? [...runs.slice(0, most - 1), `… ${runs[runs.length - 1]}`] : runs;
+  return `${layers.length === 1 ? "layer" : "layers"} ${shown.join(", ")}`;
 }
 
 // 24576 is "24.6K"

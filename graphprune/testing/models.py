@@ -82,6 +82,6 @@ def _randomize_parameter(module: nn.Module, parameter: Tensor) -> None:
     elif parameter.ndim >= 2 and bool(centred):  # a weight, or zeros where weights will be
         convolution = isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
         fan_in = parameter[0].numel() if convolution else parameter.shape[-1]
-        parameter.normal_(std=BRANCH * fan_in**-0.5)
+        parameter.normal_(std=(1 if convolution else BRANCH) * fan_in**-0.5)  # convolutions do not end a branch
     else:  # a norm, a bias, a decay: random around what it was
         parameter.add_(torch.randn_like(parameter) * 0.1)

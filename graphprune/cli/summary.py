@@ -77,12 +77,24 @@ def _notes(graph: DependencyGraph, fold: Fold) -> Iterator[str]:
         if number and number not in told:
             told.add(number)
             yield _everywhere(f"[{number}] {_fate(row)}: {row.frozen or row.inexact}")
+    yield from _stuck(graph)
     for note in fold.values(graph.notes):
         where = f" ({layers_text(note['layers'])})" if note["layers"] else ""
         yield _everywhere(f"note: {note['value']}{where}")
     if graph.untraced:
         shown = ", ".join(graph.untraced[:_FEW]) + (", ..." if len(graph.untraced) > _FEW else "")
         yield f"note: {plural(len(graph.untraced), 'parameter')} never used by the traced forward: {shown}"
+
+
+def _stuck(graph: DependencyGraph) -> Iterator[str]:
+    """Groups that may be pruned but have no unit to spare."""
+    layers: dict[tuple[str, int], list[int | None]] = {}
+    for g in graph.groups:
+        if g.frozen is None and g.minimum >= g.size:
+            layers.setdefault((g.role, g.size), []).append(g.layer)
+    for (role, size), where in layers.items():
+        units = f"all {size} units" if size > 1 else "the only unit"
+        yield f"note: {role} ({layers_text(where)}): {units} must stay, so none can go"
 
 
 def _everywhere(text: str) -> str:

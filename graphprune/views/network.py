@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,9 @@ from pydantic import BaseModel
 
 if TYPE_CHECKING:
     from graphprune.graph import Axis, DependencyGraph
+
+# What XML cannot hold, not even escaped.
+_NO_XML = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 UNTRACED = "the traced forward pass never used it"
 
@@ -45,15 +49,16 @@ def to_networkx(graph: DependencyGraph) -> nx.MultiDiGraph:
 
 
 def graphml(graph: DependencyGraph) -> str:
-    """The same nodes and edges as GraphML, for Gephi, yEd, Cytoscape or :func:`networkx.read_graphml`.
+    r"""The same nodes and edges as GraphML, for Gephi, yEd, Cytoscape or :func:`networkx.read_graphml`.
 
     Attributes are scalars there: lists and objects become JSON texts, and an attribute that is None is left out.
+    Characters that XML cannot hold are written as in JSON, ``\u0001`` for example.
     """
     plain = nx.MultiDiGraph(**_scalars(graph.nx.graph))
     for node, attributes in graph.nx.nodes(data=True):
-        plain.add_node(node, **_scalars(attributes))
+        plain.add_node(_text(node), **_scalars(attributes))
     for source, target, attributes in graph.nx.edges(data=True):
-        plain.add_edge(source, target, **_scalars(attributes))
+        plain.add_edge(_text(source), _text(target), **_scalars(attributes))
     buffer = io.BytesIO()
     nx.write_graphml(plain, buffer)
     return buffer.getvalue().decode("utf-8")
@@ -113,4 +118,8 @@ def _fields(value: BaseModel, *without: str) -> dict[str, Any]:
 
 def _scalars(attributes: dict[str, Any]) -> dict[str, Any]:
     packed = {k: json.dumps(v) if isinstance(v, list | dict) else v for k, v in attributes.items()}
-    return {k: v for k, v in packed.items() if v is not None}
+    return {k: _text(v) if isinstance(v, str) else v for k, v in packed.items() if v is not None}
+
+
+def _text(text: str) -> str:
+    return _NO_XML.sub(lambda match: f"\\u{ord(match[0]):04x}", text)

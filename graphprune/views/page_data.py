@@ -24,6 +24,7 @@ def page_data(graph: DependencyGraph, title: str) -> dict[str, Any]:
         "title": title,
         "fingerprint": graph.fingerprint,
         "layers": graph.layers,
+        "stack": fold.stack,
         "kinds": [list(alike) for alike in kinds(graph)],
         "groups": _groups(graph, fold),
         "tensors": fold.values(_tensors(graph)),

@@ -77,6 +77,16 @@ def test_groups_that_run_through_layers_say_through_which():
     assert any(line.startswith("hidden") and "across 0-2, 5" in line for line in lines)
 
 
+def test_groups_without_a_unit_to_spare_are_named():
+    frozen = group("vocab", None, 4, minimum=4, frozen="units are token ids")
+    experts = [group("moe.expert", n, 8, minimum=8) for n in (1, 2)]
+    lines = printed(graph_of(*experts, group("moe.expert", 3, 8, minimum=7), group("attention.group", 0, 1), frozen))
+    assert [line for line in lines if line.startswith("note")] == [
+        "note: moe.expert (layers 1-2): all 8 units must stay, so none can go",
+        "note: attention.group (layer 0): the only unit must stay, so none can go",
+    ]
+
+
 def test_parameters_that_were_never_used_are_named():
     lines = printed(graph_of(untraced=tuple(f"eye.{n}" for n in range(12))), width=200)
     shown = ", ".join(f"eye.{n}" for n in range(10))

@@ -141,6 +141,18 @@ def test_graphml_comes_back_with_every_attribute(graph):
         assert (theirs[0], theirs[1], decoded(theirs[2], ours[2])) == ours
 
 
+def test_graphml_is_well_formed_whatever_names_and_reasons_hold():
+    """XML has no way to write most control characters; they are spelled out."""
+    odd = 'a\x01<b> & "c"\n\N{GREEK SMALL LETTER GAMMA}'
+    member = gp.Member(tensor=odd, dim=0, size=2, length=2, blocks=(gp.Block(start=0, unit_stride=1),))
+    group = gp.Group(name=f"{odd}/x", role="x", layer=None, size=2, members=(member,), frozen=odd)
+    again = nx.parse_graphml(graphml(gp.DependencyGraph(groups=(group,), shapes={odd: (2,)}, notes=(odd,))))
+    spelled = 'a\\u0001<b> & "c"\n\N{GREEK SMALL LETTER GAMMA}'
+    assert [data["frozen"] for _, data in again.nodes(data=True) if data["kind"] == "group"] == [spelled]
+    assert list(again.edges) == [(f"{spelled}/x", spelled)]
+    assert json.loads(again.graph["notes"]) == [odd]
+
+
 def test_every_attribute_is_documented(repository: Path):
     """Each kind of node and edge has a table of its own in docs/graph.md."""
     text = (repository / "docs" / "graph.md").read_text(encoding="utf-8")

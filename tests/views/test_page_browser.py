@@ -120,6 +120,52 @@ def test_what_follows_is_told(show, traced):
     assert "Constants that are cut" in told and "of transformer.h.0, dim -3" in told
 
 
+def test_groups_that_speak_of_another_layer_keep_their_slices_and_shapes(show, traced):
+    """They cannot be folded, and must be found all the same: by parameter, and from the groups beside them."""
+    graph = traced("llama")
+    why = "runs together with model.layers.2.mlp"
+    changed = tuple(
+        g.model_copy(update={"frozen": why}) if g.role == "mlp.channel" and g.layer == 1 else g for g in graph.groups
+    )
+    graph = graph.model_copy(update={"groups": changed})
+    tensor = "model.layers.1.mlp.down_proj.weight"
+    page = show(graph, group="model.layers.1.mlp/mlp.channel", search=tensor)
+    assert page.text(".fate").endswith(why) and page.evaluate(SHOWN) == expected(
+        graph.by_name[page.text("#detail p")], 0
+    )
+    found = page.evaluate("[...document.querySelectorAll('#results .link')].map(e => e.dataset.group)")
+    assert sorted(found) == sorted(g.name for g, _ in graph.cut(tensor))
+    (card,) = [t for t in page.texts("#slices li") if t.startswith(tensor)]
+    assert "48 × 40" in card and "also cut by" in card and "hidden 48 · dim 0" in card
+    page = show(graph, group="model.layers.0.mlp/mlp.channel", search="0 down_proj")
+    assert "whole" not in page.text("#results") and page.evaluate("document.querySelectorAll('#slices li').length") == 3
+
+
+def test_integers_of_all_layers_follow_groups_that_are_not_folded(show, traced):
+    graph = traced("qwen3_moe")
+    experts = [g for g in graph.groups if g.role == "moe.expert"]
+    odd = {g.name: f"as model.layers.{(g.layer + 1) % 3}.mlp" for g in experts}
+    groups = tuple(g.model_copy(update={"frozen": odd.get(g.name, g.frozen)}) for g in graph.groups)
+    rules = tuple(
+        gp.graph.SizeRule(
+            owner=f"model.layers.{g.layer}", attribute="n", reader=f"model.layers.{g.layer}",
+            constant=0, terms=((1, ("hidden", g.name)),),
+        )
+        for g in experts
+    )  # fmt: skip
+    page = show(graph.model_copy(update={"groups": groups, "rules": rules}), group="hidden")
+    assert "model.layers.*.n: 240 → 235 without one unit layers 0–2" in page.text("#detail")
+
+
+def test_groups_without_a_unit_to_spare_say_so(show, traced):
+    graph = traced("mixtral")
+    page = show(graph, group="model.layers.0.mlp/moe.expert")
+    assert "at least 2" in page.text("#detail dl")
+    groups = tuple(g.model_copy(update={"minimum": g.size}) for g in graph.groups)
+    page = show(graph.model_copy(update={"groups": groups}), group="model.layers.0.mlp/moe.expert")
+    assert "all: none can go" in page.text("#detail dl")
+
+
 def test_an_unknown_group_in_the_address_is_told(show, traced):
     page = show(traced("llama"), group="nobody/mlp.channel")
     assert page.text("#detail .note") == "This graph has no group nobody/mlp.channel."
@@ -155,6 +201,11 @@ def test_a_parameter_is_found_with_the_groups_that_cut_it(show, traced):
     page.click("#results .link[data-group$='attention.group']")
     assert page.evaluate("readState().group.name") == "model.layers.2.self_attn/attention.group"
     assert page.text("#detail h2") == "attention.group layer 2"
+
+
+def test_a_number_finds_that_layer_and_no_other(show, traced):
+    page = show(many_layers(traced("llama"), 24), search="2 down_proj")
+    assert page.texts("#results code") == ["model.layers.2.mlp.down_proj.weight"]
 
 
 def test_typing_finds_and_escape_ends_it(show, traced):
@@ -272,8 +323,9 @@ def many_layers(graph: gp.DependencyGraph, count: int) -> gp.DependencyGraph:
         for g in first:
             text = g.model_dump_json().replace(".layers.0.", f".layers.{layer}.")
             copy = gp.Group.model_validate_json(text)
-            groups.append(copy.model_copy(update={"layer": layer, "size": copy.size + layer % 7}))
-    return graph.model_copy(update={"groups": tuple(groups), "layers": count})
+            groups.append(copy.model_copy(update={"layer": layer, "size": copy.size + layer % 11}))
+    tensors = {t.replace(".layers.0.", f".layers.{n}."): s for n in range(count) for t, s in graph.shapes.items()}
+    return graph.model_copy(update={"groups": tuple(groups), "shapes": tensors, "layers": count})
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])

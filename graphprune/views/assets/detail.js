@@ -45,7 +45,7 @@ function siblings(group) {
 
 function facts({ value, layer }) {
   const rows = [["units", value.size], ["weights a unit", `<span title="${value.weights}">${short(value.weights)}</span>`]];
-  if (value.minimum > 1 || !value.frozen) rows.push(["must stay", `at least ${value.minimum}`]);
+  if (value.minimum > 1 || !value.frozen) rows.push(["must stay", value.minimum < value.size ? `at least ${value.minimum}` : "all: none can go"]);
   if (value.multiple_of > 1) rows.push(["in multiples of", value.multiple_of]);
   if (value.essential && value.essential.length) {
     rows.push(["one must stay of each", value.essential.map((units) => esc(units.join(", "))).join(" · ")]);
@@ -93,7 +93,12 @@ function card(group, { value, layers }, unit) {
 }
 
 function shapeText(tensor, layer, dim, length) {
-  const found = DATA.tensors.find((t) => t.value.name === tensor && (layer === null || !t.layers.length || t.layers.includes(layer)));
+  const [name, stated] = split(tensor);
+  const where = stated === null ? layer : stated;
+  const found = DATA.tensors.find(({ value, layers }) => {
+    const [folded, own] = split(value.name);
+    return folded === name && (where === null || own === where || (own === null && (!layers.length || layers.includes(where))));
+  });
   if (!found) return `<span class="shape"><mark>${length}</mark></span>`;
   const parts = found.value.shape.map((n, d) => (d === dim ? `<mark>${n}</mark>` : `${n}`));
   return `<span class="shape">${parts.join(" × ") || "<mark>scalar</mark>"}</span>`;
@@ -106,7 +111,7 @@ const groupLink = (group, after = "") =>
 // Everything that is no tensor slice: where a unit is silenced, integers, constants, norms, module lists.
 function followers({ value, layer }) {
   const told = (items, say) => items.map((item) =>
-    `<li>${say(item.value)}${layer === null && item.layers.length ? ` <span class="times">${layersText(item.layers)}</span>` : ""}</li>`);
+    `<li>${say(item.value, item.layers)}${layer === null && item.layers.length ? ` <span class="times">${layersText(item.layers)}</span>` : ""}</li>`);
   const code = (text) => path(inLayer(String(text), layer));
   const norms = (n) => `${code(n.tensor)} grows by √(all/kept)${n.epsilon ? `, ${code(`${n.owner}.${n.epsilon}`)} by all/kept` : ""}`;
   const constants = (c) => `argument ${code(c.argument)} of ${code(c.module)}, dim ${c.dim}`;
@@ -117,7 +122,7 @@ function followers({ value, layer }) {
     ...s.lists.map(([owner, name]) => `<li>${code(`${owner}.${name}`)} loses the same items</li>`),
   ]);
   return section("Silenced instead of removed", told(value.sites, (s) => siteText(s, code)))
-    + section("Integers that follow", told(value.rules, (r) => ruleText(value, layer, r, code)))
+    + section("Integers that follow", told(value.rules, (r, layers) => ruleText(value, layer !== null || !layers.length ? layer : layers[0], r, code)))
     + section("Scales that are corrected", told(value.norms, norms))
     + section("Constants that are cut", told(value.constants, constants)) + section("Module lists", stacks);
 }
@@ -138,7 +143,7 @@ function siteText(site, code) {
 // "num_heads: 64 → 56 without one unit"
 function ruleText(value, layer, rule, code) {
   const at = (fewer) => rule.terms.reduce((sum, [coefficient, names]) => sum + names.reduce((product, name) => {
-    const group = BY_NAME.get(inLayer(name, layer)) || GROUPS.find((g) => g.value.name === name);
+    const group = BY_NAME.get(inLayer(name, layer));
     return product * (group.value.size - (group.value === value ? fewer : 0));
   }, coefficient), rule.constant);
   const reader = rule.reader === rule.owner ? "" : `, read by ${code(rule.reader)}`;

@@ -18,20 +18,31 @@ const BY_NAME = new Map(GROUPS.map((g) => [g.name, g]));
 const prunable = (role) => GROUPS.some((g) => g.value.role === role && g.fate !== "frozen");
 const ROLES = [...new Set(GROUPS.map((g) => g.value.role))].sort((a, b) => prunable(b) - prunable(a));
 
-// By folded tensor name, every [folded group, item of its members] that cuts it.
+// ["model.layers.{layer}.norm", 3] for a tensor of layer 3; a name that is folded already, or in no layer, has no layer.
+function split(name) {
+  const stack = `${DATA.stack}.`;
+  const index = DATA.stack !== null && name.startsWith(stack) ? /^\d+(?!\w)/.exec(name.slice(stack.length)) : null;
+  return index ? [stack + LAYER + name.slice(stack.length + index[0].length), Number(index[0])] : [name, null];
+}
+
+// By folded tensor name, every [folded group, item of its members, layer] that cuts it. A group that speaks of several
+// layers cannot be folded: only its items know which layer they are in.
 const CUTS = new Map();
 for (const group of DATA.groups) {
   for (const item of group.value.members) {
-    const tensor = item.value.tensor;
+    const [tensor, layer] = split(item.value.tensor);
     if (!CUTS.has(tensor)) CUTS.set(tensor, []);
-    CUTS.get(tensor).push([group, item]);
+    CUTS.get(tensor).push([group, item, layer]);
   }
 }
 
 // The groups that cut a tensor of a layer (null outside of the layers), each with the dimension.
 function cutsOf(tensor, layer) {
-  return (CUTS.get(tensor) || [])
-    .filter(([group, item]) => layer === null || (group.layers.length ? group.layers : item.layers).includes(layer))
+  const [name, stated] = split(tensor);
+  if (stated !== null) layer = stated;
+  const layersOf = ([group, item, own]) => (own !== null ? [own] : group.layers.length ? group.layers : item.layers);
+  return (CUTS.get(name) || [])
+    .filter((cut) => layer === null || layersOf(cut).includes(layer))
     .map(([group, item]) => ({
       group: BY_NAME.get(inLayer(group.value.name, group.layers.length ? layer : null)),
       dim: item.value.dim,

@@ -12,12 +12,13 @@ function results(query) {
   return `<h2>${plural(count, "parameter")} found</h2><ol class="found">${found.slice(0, MOST).map(result).join("")}</ol>${more}`;
 }
 
-// The layers whose tensor has every word in its name or an alias ([null] outside of the layers), or null.
+// The layers whose tensor has every word in its name or an alias ([null] outside of the layers), or null. A number must
+// be a whole one: 3 is not 13.
 function matching({ value, layers }, words) {
   const names = [value.name, ...value.aliases];
   const fits = (layer) => names.some((name) => {
     const text = inLayer(name, layer).toLowerCase();
-    return words.every((word) => text.includes(word));
+    return words.every((word) => (/^\d+$/.test(word) ? text.split(/\D+/).includes(word) : text.includes(word)));
   });
   const found = (layers.length ? layers : [null]).filter(fits);
   return found.length ? found : null;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,6 +26,7 @@ def prove(
     seed: int = 0,
     share: float = 0.25,
     tolerance: float = 1e-5,
+    roles: str | None = None,
     generate: bool = False,
     reload: bool = False,
 ) -> Proof:
@@ -43,6 +45,7 @@ def prove(
         share: of the units that the larger plans remove, above 0 and below 1.
         tolerance: how far logits may be apart, as a fraction of the largest one. Where a model amplifies rounding
             beyond that, ten times what one unit in the last place of its weights changes is allowed.
+        roles: prove only kinds of these roles (shell wildcards), each by itself.
         generate: also generate eight greedy tokens with a cache, after a prompt longer than any sliding window.
         reload: also save the reshaped copy into a temporary folder and load it again.
 
@@ -67,8 +70,10 @@ def prove(
             cache=True if prompt is None else _caches(model, prompt),
             reload=reload,
         )
-        kinds = inventory(graph)
-        rows = [*(_row(asked, kind, share) for kind in kinds), *_together(asked, kinds, share)]
+        kinds = [k for k in inventory(graph) if roles is None or fnmatch.fnmatch(k.role, roles)]
+        rows = [_row(asked, kind, share) for kind in kinds]
+        if roles is None:
+            rows += _together(asked, kinds, share)
     return Proof(rows=tuple(rows), tolerance=tolerance, seed=seed)
 
 

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from graphprune.checkpoint.load import load
@@ -123,8 +124,13 @@ class Findings:
 
     @property
     def vacuous(self) -> bool:
-        """Whether silencing the units that were drawn changes nothing."""
-        return self.effect is not None and self.effect <= self.subject.allowed(self.effect)
+        """Whether silencing the units that were drawn changes too little to be told from what cutting them changes."""
+        if self.effect is None:
+            return False
+        noise = torch.finfo(torch.float32).eps * subject.magnitude(self.subject.dense)
+        if self.exact and self.difference is not None:
+            noise = max(noise, min(self.difference, self.subject.allowed(self.difference)))
+        return self.effect <= 10 * noise
 
     def step(self, name: str, action: Callable[[], Result]) -> Result | None:
         """The result of ``action``, or None where it raises, which is a problem."""

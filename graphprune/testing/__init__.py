@@ -11,13 +11,16 @@ For tests of criteria, of other people's code on top of graphprune, and of graph
 
 from graphprune.testing.configs import tiny_config
 from graphprune.testing.models import example_inputs, tiny_model
+from graphprune.testing.parts import PartRow, parts_of
 from graphprune.testing.zoo import ZooError, architectures, cases, unavailable
 
 __all__ = [
+    "PartRow",
     "ZooError",
     "architectures",
     "cases",
     "example_inputs",
+    "parts_of",
     "tiny_config",
     "tiny_model",
     "unavailable",

@@ -64,6 +64,8 @@ class Functions(TorchFunctionMode):
 
     def _sizes(self, tensor: torch.Tensor, dim: tuple[Any, ...], result: Any) -> Any:
         """The shape of a tensor, in numbers that remember which axis they measure."""
+        if tensor not in self.tracer.records.infos:
+            self.tracer.info(tensor)
         info = self.tracer.records.get(tensor, self.tracer.stack)  # a look at a shape is no use of what is computed
         if info.kind is Kind.CONSTANT:
             return result

@@ -56,7 +56,7 @@ def find_stock_config(model: nn.Module, history: History) -> StockConfig:
 
     Args:
         model: the model after all steps of ``history``. Equal shapes do not prove that heads are counted alike: the
-            config's model is traced, and with weights its logits are compared with the model's own.
+            config's model is traced, or with weights its logits are compared with the model's own.
         history: the base config and every step since.
     """
     reason = _impossible(model, history)
@@ -73,7 +73,10 @@ def find_stock_config(model: nn.Module, history: History) -> StockConfig:
     for changes in itertools.islice(_solutions(search, history, shapes, target), _MOST_CHECKS):
         epsilons = find_epsilons(model, search, changes, history.steps[-1])
         changes = {**changes, **epsilons.changes}
-        objection = search.misread(changes, history.steps[-1]) or _differs(model, search, changes, target, epsilons)
+        if _has_weights(model, target):
+            objection = _differs(model, search, changes, target, epsilons)
+        else:
+            objection = search.misread(changes, history.steps[-1])
         if not objection:
             return StockConfig(search.config(changes), changes, epsilons.built)
         objections.append(objection)
@@ -211,13 +214,15 @@ def _target(shapes: Shapes, steps: tuple[Step, ...]) -> Shapes:
     return shapes
 
 
+def _has_weights(model: nn.Module, target: Shapes) -> bool:
+    return not any(resolve_tensor(model, name).is_meta for name in target)
+
+
 def _differs(model: nn.Module, search: _Search, changes: Changes, target: Shapes, epsilons: Epsilons) -> str:
     """Loads the model's own weights under a config and says how the logits differ; empty if they do not."""
     config = search.config(changes)
     base: Any = bare(model)
     tensors = {name: resolve_tensor(model, name).detach() for name in target}
-    if any(t.is_meta for t in tensors.values()):
-        return ""
     kernels = {
         "attn_implementation": getattr(base.config, "_attn_implementation", None),
         "experts_implementation": getattr(base.config, "_experts_implementation", None),

@@ -101,6 +101,8 @@ def matching(
     begun = build(start)
     if begun is not None and begun.keys() == target.keys() != base.keys():
         base = begun  # layers went; what is left is to be compared with what is left
+    if base.keys() != target.keys():
+        return  # no config leaves exactly these layers
     for path, value in options:
         if path not in start:
             kind = _judge(build({**start, path: value}), base, target)

@@ -24,6 +24,10 @@ _CERTAIN = 8
 """From this many entries on, a list of as many items is taken to be about them."""
 
 
+DEPTHS = ("num_layers", "decoder_layers", "num_decoder_layers")
+"""What configs call the number of layers of a decoder, besides their common name for it."""
+
+
 class LayerStack:
     """The main stack: the outermost module list that holds most parameters; idle ones (a vision tower) apart."""
 
@@ -233,6 +237,7 @@ def numbered_lookup(model: nn.Module, count: int) -> str | None:
 
 def _counts(model: nn.Module, count: int) -> Iterator[tuple[str, str]]:
     for owner, config in configs_of(model):
-        name = getattr(config, "attribute_map", {}).get("num_hidden_layers", "num_hidden_layers")
-        if vars(config).get(name) == count:
-            yield owner, name
+        common = getattr(config, "attribute_map", {}).get("num_hidden_layers", "num_hidden_layers")
+        for name in dict.fromkeys((common, *DEPTHS)):
+            if vars(config).get(name) == count:
+                yield owner, name

@@ -1,0 +1,186 @@
+"""What of every architecture is found, pruned, proved, saved and generated from: the coverage table.
+
+``python -m graphprune.testing.coverage`` measures every case that is not up to date, and writes the table and the raw
+results; ``python -m graphprune.testing.coverage llama falcon@new`` measures these and prints them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import multiprocessing
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from rich.console import Console
+from rich.progress import track
+
+import graphprune
+from graphprune.errors import TraceError
+from graphprune.prove import ProofRow, prove
+from graphprune.testing.models import example_inputs, tiny_model
+from graphprune.testing.table import render
+from graphprune.testing.zoo import cases
+from graphprune.trace import trace
+
+LIMIT = 180.0
+"""Seconds for one case."""
+SOURCES = (
+    "trace",
+    "reshape",
+    "prove",
+    "checkpoint",
+    "testing",
+    "declare",
+    "graph.py",
+    "masking.py",
+    "specs/architectures",
+)
+"""What results depend on, below the package."""
+
+_ERRORS = Console(stderr=True)
+
+
+class Result(BaseModel):
+    """What was measured for one case.
+
+    Attributes:
+        case: its name.
+        sources: hash of the sources it was measured with.
+        seconds: of the trace.
+        notes: what the tracer could not follow.
+        rows: the proof, kind by kind.
+        failure: why there is no proof.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    case: str
+    sources: str
+    seconds: float = 0.0
+    notes: tuple[str, ...] = ()
+    rows: tuple[ProofRow, ...] = ()
+    failure: str = ""
+
+
+class Results(BaseModel):
+    """The results of many cases, as they are kept in a file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    results: tuple[Result, ...] = ()
+
+
+def measure(case: str) -> Result:
+    """Traces, prunes, proves, saves, loads and generates from one tiny model."""
+    sources = fingerprint()
+    try:
+        model = tiny_model(case)
+        inputs = example_inputs(model)
+        start = time.perf_counter()
+        try:
+            graph = trace(model)
+        except TraceError:  # inputs of its own
+            graph = trace(model, example_inputs=inputs)
+        seconds = time.perf_counter() - start
+        proof = prove(model, graph, inputs=inputs, generate=True, reload=True)
+    except Exception as error:  # noqa: BLE001 - a case that fails is a row of the table
+        return Result(case=case, sources=sources, failure=f"{type(error).__name__}: {error}")
+    return Result(case=case, sources=sources, seconds=round(seconds, 2), notes=graph.notes, rows=proof.rows)
+
+
+def fingerprint() -> str:
+    """A hash of everything that results depend on, the versions of torch and transformers included."""
+    root = Path(graphprune.__file__).parent
+    digest = hashlib.sha256(f"{torch.__version__} {_transformers()}".encode())
+    for part in SOURCES:
+        files = [root / part] if part.endswith(".py") else sorted((root / part).rglob("*"))
+        for file in files:
+            if file.suffix in (".py", ".yaml") and file.name not in ("table.py", "coverage.py"):
+                digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _transformers() -> str:
+    from transformers import __version__
+
+    return str(__version__)
+
+
+def measured_apart(case: str) -> Result:
+    """:func:`measure` in a process of its own: a crash or a hang is a result, not the end."""
+    context: Any = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_send, args=(case, theirs), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        if ours.poll(LIMIT):
+            return Result.model_validate_json(ours.recv())
+        return Result(case=case, sources=fingerprint(), failure=f"took longer than {LIMIT:.0f} s")
+    except EOFError:
+        process.join()
+        return Result(case=case, sources=fingerprint(), failure=f"its process ended with code {process.exitcode}")
+    finally:
+        process.kill()
+
+
+def _send(case: str, connection: Connection) -> None:
+    torch.set_num_threads(1)
+    connection.send(measure(case).model_dump_json())
+
+
+def measure_all(names: Sequence[str], known: Iterable[Result], jobs: int) -> Iterator[Result]:
+    """One result per name, in order; those in ``known`` that are up to date are taken from there."""
+    sources = fingerprint()
+    done = {r.case: r for r in known if r.sources == sources}
+    missing = [name for name in names if name not in done]
+    if missing:
+        trace(tiny_model(cases()[0]))  # what torch loads at its first fake tensor is there before processes divide
+    with ThreadPoolExecutor(jobs) as pool:
+        fresh = pool.map(measured_apart, missing)
+        for name in names:
+            yield done[name] if name in done else next(fresh)
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="python -m graphprune.testing.coverage", description=__doc__)
+    parser.add_argument("cases", nargs="*", help="cases to measure and print; all of them, into files, without")
+    parser.add_argument("--jobs", type=int, default=1, help="how many at once")
+    parser.add_argument("--out", type=Path, default=Path("docs/coverage.md"))
+    parser.add_argument("--raw", type=Path, default=Path("benchmarks/results/coverage.json"))
+    options = parser.parse_args()
+    if options.cases:
+        for result in measure_all(options.cases, (), options.jobs):
+            print(f"{result.case}: traced in {result.seconds} s {result.failure}")  # noqa: T201
+            for line in (*result.notes, *result.rows):
+                print(f"  {line}")  # noqa: T201
+        return
+    _update(options.raw, options.jobs)
+    options.out.write_text(render(_read(options.raw)), encoding="utf-8")
+
+
+def _update(raw: Path, jobs: int) -> None:
+    """Measures what is not up to date; what is measured is kept at once, so that a run can be interrupted."""
+    known = {r.case: r for r in _read(raw)}
+    names = cases()
+    for result in track(measure_all(names, tuple(known.values()), jobs), "measuring", len(names), console=_ERRORS):
+        if known.get(result.case) != result:
+            known[result.case] = result
+            results = Results(results=tuple(known[name] for name in names if name in known))
+            raw.write_text(results.model_dump_json(indent=0, exclude_defaults=True) + "\n", encoding="utf-8")
+
+
+def _read(raw: Path) -> tuple[Result, ...]:
+    return Results.model_validate_json(raw.read_text("utf-8")).results if raw.is_file() else ()
+
+
+if __name__ == "__main__":
+    main()

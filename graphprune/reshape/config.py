@@ -193,8 +193,11 @@ def _explicit_head_size(search: _Search) -> Changes | None:
     config = search.config({})
     text = config.get_text_config()
     path: Path = () if text is config else next(((n,) for n, v in vars(config).items() if v is text), ())
-    hidden, heads = getattr(text, "hidden_size", None), getattr(text, "num_attention_heads", None)
-    if not isinstance(hidden, int) or not isinstance(heads, int) or getattr(text, "head_dim", None):
+    try:
+        hidden, heads, size = (getattr(text, n, None) for n in ("hidden_size", "num_attention_heads", "head_dim"))
+    except RuntimeError:
+        return None  # the sizes differ between layers, and this config refuses to say one for all
+    if not isinstance(hidden, int) or not isinstance(heads, int) or size:
         return None
     return {(*path, "head_dim"): hidden // heads}
 

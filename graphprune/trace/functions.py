@@ -45,13 +45,16 @@ class Functions(TorchFunctionMode):
         name = getattr(func, "__name__", "").strip("_")
         if name in MASKABLE:
             self._maskable(name, args, kwargs)
-        # Some fake kernels refuse subclasses of numbers; what comes out of the call cannot remember them anyway.
-        result = func(*tree_map_only(TracedInt, int, args), **tree_map_only(TracedInt, int, kwargs))
+        leaves = tree_flatten((args, kwargs))[0]
+        if any(isinstance(leaf, TracedInt) for leaf in leaves):
+            # Some fake kernels refuse subclasses of numbers; what comes out of the call cannot remember them anyway.
+            result = func(*tree_map_only(TracedInt, int, args), **tree_map_only(TracedInt, int, kwargs))
+        else:
+            result = func(*args, **kwargs)
         if name == "view_as_complex" and args[0]._base is not None:
             self._paired(args[0]._base)
         if name == "size" or func == READS_SHAPE:
             return self._sizes(args[0], args[1:] or tuple(kwargs.values()), result)
-        leaves = tree_flatten((args, kwargs))[0]
         if name in ARITHMETIC:
             for leaf in leaves:
                 if isinstance(leaf, TracedInt):

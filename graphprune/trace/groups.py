@@ -7,6 +7,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Literal
 
 from torch import nn
@@ -16,10 +17,10 @@ from graphprune.trace.axes import Atom, Expr, atoms, length, matters
 from graphprune.trace.depth import depth_groups
 from graphprune.trace.findings import Findings
 from graphprune.trace.functions import AVERAGES, LOGITS
-from graphprune.trace.integer_rules import size_rules
+from graphprune.trace.integer_rules import Name, size_rules
 from graphprune.trace.integers import configs_of
 from graphprune.trace.norms import NORMED, Remedy, remedy
-from graphprune.trace.places import places
+from graphprune.trace.places import Polynomial, places, polynomial
 from graphprune.trace.roles import PRUNABLE, UNSUPPORTED, Evidence, role_of, uncounted
 from graphprune.trace.stack import LayerStack
 from graphprune.trace.tracer import Tracer, frozen_reasons
@@ -55,9 +56,9 @@ def build_graph(tracer: Tracer, model: nn.Module, tied: dict[str, str]) -> Depen
     unrun = Unrun(tracer.parameters, tracer.touched)
     groups = tuple(_group(found, d, [*reasons.get(id(d.atom), ()), *unrun.reasons(d.members)]) for d in drafts)
     groups, rules = _settle(tracer, groups, by_atom, _values(model))
+    rules = (*rules, *_owner_rules(tracer, model, groups, _naming(groups, by_atom)))
     groups += depth_groups(tracer, model)
     prunable = {g.name for g in groups if g.frozen in (None, INCOMPLETE)}
-    rules = (*rules, *_owner_rules(model, groups))
     shapes = {n: tuple(length(e) for e in dims) for n, dims in tracer.parameters.items()}
     return DependencyGraph(
         groups=groups,
@@ -79,19 +80,24 @@ def _settle(
     uses = [use for use in tracer.uses.values() if matters(use.axis)]
     arithmetic = [(reader, monomials) for (reader, _), monomials in tracer.arithmetic.items()]
     while True:
-        followed = {g.name for g in groups if g.frozen in (None, INCOMPLETE)}
-
-        def name(atom: Atom, followed: set[str] = followed) -> str | None:
-            draft = by_atom.get(atom.root())
-            return draft.name if draft is not None and draft.name in followed else None
-
-        solution = size_rules(uses, arithmetic, tracer.axes, values, name)
+        solution = size_rules(uses, arithmetic, tracer.axes, values, _naming(groups, by_atom))
         if not solution.contradictions:
             return groups, solution.rules
         groups = tuple(
             g.model_copy(update={"frozen": solution.contradictions[g.name]}) if g.name in solution.contradictions else g
             for g in groups
         )
+
+
+def _naming(groups: Iterable[Group], by_atom: dict[Atom, Draft]) -> Name:
+    """The group of an atom, if its units may go (or may once a declared group completes it)."""
+    followed = {g.name for g in groups if g.frozen in (None, INCOMPLETE)}
+
+    def name(atom: Atom) -> str | None:
+        draft = by_atom.get(atom.root())
+        return draft.name if draft is not None and draft.name in followed else None
+
+    return name
 
 
 def _drafts(found: Findings) -> list[Draft]:
@@ -310,7 +316,7 @@ def _values(model: nn.Module) -> dict[tuple[str, str], int]:
     return found
 
 
-def _owner_rules(model: nn.Module, groups: Iterable[Group]) -> list[SizeRule]:
+def _owner_rules(tracer: Tracer, model: nn.Module, groups: Iterable[Group], name: Name) -> list[SizeRule]:
     """Counts kept by a module beside a raw parameter of its own (``num_experts`` beside 3-D expert weights).
 
     Only an attribute whose value no other attribute of the module shares is taken.
@@ -319,10 +325,13 @@ def _owner_rules(model: nn.Module, groups: Iterable[Group]) -> list[SizeRule]:
     for group in groups:
         if group.frozen is not None or not group.role.startswith("moe."):
             continue
-        for owner in dict.fromkeys(m.tensor.rsplit(".", 1)[0] for m in group.members):
+        for m in group.members:
+            owner, expr = m.tensor.rsplit(".", 1)[0], tracer.parameters[m.tensor][m.dim]
             attributes = {n: v for n, v in vars(model.get_submodule(owner)).items() if type(v) is int}
-            named = [n for n, v in attributes.items() if v == group.size]
-            if len(named) == 1:
-                terms = ((1, (group.name,)),)
-                rules.append(SizeRule(owner=owner, attribute=named[0], reader=owner, constant=0, terms=terms))
-    return rules
+            alone: Polynomial = {(group.name,): Fraction(1)}
+            for size, poly in ((group.size, alone), (length(expr), polynomial(expr, name))):
+                named = [n for n, v in attributes.items() if v == size]
+                if len(named) == 1 and () not in poly:
+                    terms = tuple((int(coefficient), key) for key, coefficient in sorted(poly.items()))
+                    rules.append(SizeRule(owner=owner, attribute=named[0], reader=owner, constant=0, terms=terms))
+    return list(dict.fromkeys(rules))

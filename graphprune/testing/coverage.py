@@ -1,7 +1,7 @@
 """What of every architecture is found, pruned, proved, saved and generated from: the coverage table.
 
 ``python -m graphprune.testing.coverage`` measures every case that is not up to date, and writes the table and the raw
-results; ``python -m graphprune.testing.coverage llama falcon@new`` measures these and prints them.
+results; ``python -m graphprune.testing.coverage CASE ...`` measures these cases and prints them.
 """
 
 from __future__ import annotations

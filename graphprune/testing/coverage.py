@@ -25,12 +25,15 @@ import graphprune
 from graphprune.errors import TraceError
 from graphprune.prove import ProofRow, prove
 from graphprune.testing.models import example_inputs, tiny_model
+from graphprune.testing.parts import PartRow, parts_of
 from graphprune.testing.table import render
 from graphprune.testing.zoo import cases
 from graphprune.trace import trace
 
 LIMIT = 180.0
 """Seconds for one case."""
+MEMORY = 16 * 2**30
+"""Bytes of address space for one case."""
 SOURCES = (
     "trace",
     "reshape",
@@ -56,6 +59,7 @@ class Result(BaseModel):
         seconds: of the trace.
         notes: what the tracer could not follow.
         rows: the proof, kind by kind.
+        parts: what the names of its modules promise, and what the tracer found of it.
         failure: why there is no proof.
     """
 
@@ -66,6 +70,7 @@ class Result(BaseModel):
     seconds: float = 0.0
     notes: tuple[str, ...] = ()
     rows: tuple[ProofRow, ...] = ()
+    parts: tuple[PartRow, ...] = ()
     failure: str = ""
 
 
@@ -89,10 +94,13 @@ def measure(case: str) -> Result:
         except TraceError:  # inputs of its own
             graph = trace(model, example_inputs=inputs)
         seconds = time.perf_counter() - start
+        parts = parts_of(model, graph, inputs)
         proof = prove(model, graph, inputs=inputs, generate=True, reload=True)
     except Exception as error:  # noqa: BLE001 - a case that fails is a row of the table
         return Result(case=case, sources=sources, failure=f"{type(error).__name__}: {error}")
-    return Result(case=case, sources=sources, seconds=round(seconds, 2), notes=graph.notes, rows=proof.rows)
+    return Result(
+        case=case, sources=sources, seconds=round(seconds, 2), notes=graph.notes, rows=proof.rows, parts=parts
+    )
 
 
 def fingerprint() -> str:
@@ -133,7 +141,18 @@ def measured_apart(case: str) -> Result:
 
 def _send(case: str, connection: Connection) -> None:
     torch.set_num_threads(1)
+    _limit_memory()
     connection.send(measure(case).model_dump_json())
+
+
+def _limit_memory() -> None:
+    """Makes allocations fail in this process before they fail in others; where the system can."""
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return
+    _, most = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, most))
 
 
 def measure_all(names: Sequence[str], known: Iterable[Result], jobs: int) -> Iterator[Result]:

@@ -45,7 +45,14 @@ LEGEND = (
 
 def render(results: Sequence[Result]) -> str:
     """The page ``docs/coverage.md``."""
-    parts = [INTRODUCTION, _summary(results), _matrix(results), _frozen(results), _failures(results)]
+    parts = [
+        INTRODUCTION,
+        _summary(results),
+        _matrix(results),
+        _promised(results),
+        _frozen(results),
+        _failures(results),
+    ]
     return "\n".join(parts)
 
 
@@ -117,6 +124,28 @@ def _cell(rows: Sequence[ProofRow]) -> str:
     worst = max(differences)
     power = "0" if worst == 0 else f"{worst:.0e}".replace("e-0", "e-")
     return power + {"partly": " +f", "inexact": " i"}.get(verdict, "")
+
+
+PROMISED = """## Promised and not prunable
+
+What is inside a decoder is also told by what its modules are called ([testing.md](testing.md#a-second-opinion)): parts
+that run and have no group of their role, or only frozen ones.
+"""
+
+
+def _promised(results: Sequence[Result]) -> str:
+    """What a tracer that overlooks something would not report."""
+    lines = []
+    for result in results:
+        for part in result.parts:
+            role = f"{' or '.join(f'`{r}`' for r in part.role.split('|'))} of {part.part}"
+            if part.missing:
+                where = f"{len(part.missing)} of {part.count}, such as {part.missing[0] or 'the model'}"
+                lines.append(f"* **{result.case}**: no {role} in {where}")
+            if part.frozen:
+                why = "; ".join(dict.fromkeys(map(_general, part.reasons)))
+                lines.append(f"* **{result.case}**: {role} frozen in {part.frozen} of {part.count}: {why}")
+    return "\n".join([PROMISED, *(lines or ["none"]), ""])
 
 
 def _frozen(results: Sequence[Result]) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import transformers
@@ -29,9 +31,21 @@ def tiny_config(case: str, **changes: Any) -> PreTrainedConfig:
     found = find(case)
     named = found.entry.config_class
     kind: type[PreTrainedConfig] = getattr(transformers, named) if named else CONFIG_MAPPING[found.architecture]
-    default = kind()
     own = _merged(found.entry.config, found.variant)
-    return _built(default, own, _placed(changes, default, case), tower=False)
+    with _quiet():
+        default = kind()
+        return _built(default, own, _placed(changes, default, case), tower=False)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No advice of transformers on full-size defaults, which nobody asked for, or on sizes that are tiny on purpose."""
+    before = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(before)
 
 
 def _built(default: PreTrainedConfig, own: Fields, changes: Fields, *, tower: bool) -> PreTrainedConfig:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from difflib import get_close_matches
 from importlib import resources
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -14,6 +14,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from graphprune.errors import GraphPruneError
 
 Fields = dict[str, Any]
+T = TypeVar("T", bound=BaseModel)
 SEPARATOR = "@"
 
 
@@ -33,13 +34,16 @@ class Sizes(BaseModel):
 
 
 class Architecture(BaseModel):
-    """What one architecture needs beyond the sizes by field name."""
+    """What one architecture needs beyond the sizes by field name; see ``specs/architectures/zoo.yaml``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     config: Fields = Field(default_factory=dict)
     config_class: str | None = None
     model_class: str | None = None
+    seed: int = 0
+    offset: float | None = None
+    tables: dict[str, str] = Field(default_factory=dict)
     variants: dict[str, Fields] = Field(default_factory=dict)
 
 
@@ -63,15 +67,13 @@ class Case(NamedTuple):
 @functools.cache
 def read_sizes() -> Sizes:
     """The shipped sizes."""
-    sizes: Sizes = _read("sizes.yaml", Sizes)
-    return sizes
+    return _read("sizes.yaml", Sizes)
 
 
 @functools.cache
 def read_zoo() -> Zoo:
     """The shipped architectures."""
-    zoo: Zoo = _read("zoo.yaml", Zoo)
-    return zoo
+    return _read("zoo.yaml", Zoo)
 
 
 def architectures() -> tuple[str, ...]:
@@ -135,7 +137,7 @@ def _check(architecture: str) -> None:
         )
 
 
-def _read(name: str, model: type[Any]) -> Any:
+def _read(name: str, model: type[T]) -> T:
     text = (resources.files("graphprune.specs") / "architectures" / name).read_text(encoding="utf-8")
     try:
         return model.model_validate(yaml.safe_load(text))

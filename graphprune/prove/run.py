@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ def prove(
     tolerance: float = 1e-5,
     roles: str | None = None,
     generate: bool = False,
-    reload: bool = False,
+    reload: bool | Collection[str] = False,
 ) -> Proof:
     """Proves on ``model`` that removing units is what silencing them is; the model is left as it was.
 
@@ -47,7 +47,8 @@ def prove(
             beyond that, ten times what one unit in the last place of its weights changes is allowed.
         roles: prove only kinds of these roles (shell wildcards), each by itself.
         generate: also generate eight greedy tokens with a cache, after a prompt longer than any sliding window.
-        reload: also save the reshaped copy into a temporary folder and load it again.
+        reload: also save the reshaped copy into a temporary folder and load it again; every kind, or those of the given
+            roles (``"together"``: all kinds at once).
 
     Raises:
         TraceError: if the model has to be traced and cannot be.
@@ -79,14 +80,14 @@ def prove(
 
 def _row(asked: Subject, kind: RoleRow, share: float) -> ProofRow:
     if kind.frozen:
-        return Findings(asked, kind.groups).row(kind.role, "frozen", kind.frozen)
+        return Findings(asked, kind.role, kind.groups).row("frozen", kind.frozen)
     generator = torch.Generator().manual_seed(asked.seed)
     for _ in range(_DRAWS):
-        found = Findings(asked, kind.groups)
+        found = Findings(asked, kind.role, kind.groups)
         found.attempt(found.step("planning", lambda: trials(asked.graph, kind.groups, share, generator)) or ())
         if not found.vacuous:
             break
-    return found.row(kind.role, "inexact" if kind.inexact else "exact", kind.inexact)
+    return found.row("inexact" if kind.inexact else "exact", kind.inexact)
 
 
 def _together(asked: Subject, kinds: Sequence[RoleRow], share: float) -> list[ProofRow]:
@@ -94,10 +95,10 @@ def _together(asked: Subject, kinds: Sequence[RoleRow], share: float) -> list[Pr
     kinds = [kind for kind in kinds if not kind.frozen and not kind.inexact]
     if len(kinds) < 2:
         return []
-    found = Findings(asked, tuple(group for kind in kinds for group in kind.groups))
+    found = Findings(asked, "together", tuple(group for kind in kinds for group in kind.groups))
     generator = torch.Generator().manual_seed(asked.seed)
     found.attempt(found.step("planning", lambda: together(asked.graph, found.groups, share, generator)) or ())
-    return [found.row("together", "exact", None)]
+    return [found.row("exact", None)]
 
 
 #: How often a kind is tried where the units drawn (experts that no token chose, say) change nothing.

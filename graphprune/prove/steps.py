@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -42,7 +42,7 @@ class Subject:
         tolerance: how far logits may always be apart, as a fraction of the largest one.
         prompt: what it generates from; None where it is not asked to.
         cache: whether it generates with a cache, or why it cannot generate.
-        reload: whether copies are saved and loaded.
+        reload: the roles of which copies are saved and loaded; True for all.
     """
 
     model: nn.Module
@@ -53,7 +53,7 @@ class Subject:
     tolerance: float
     prompt: Mapping[str, Any] | None = None
     cache: bool | str = True
-    reload: bool = False
+    reload: bool | Collection[str] = False
 
     def masked_logits(self, plan: PrunePlan) -> Tensor:
         """The logits with the units of ``plan`` silenced."""
@@ -107,6 +107,7 @@ class Findings:
     """
 
     subject: Subject
+    role: str
     groups: tuple[Group, ...]
     difference: float | None = None
     effect: float | None = None
@@ -140,10 +141,10 @@ class Findings:
             self.problems.append(f"{name}: {subject.told(error)}")
             return None
 
-    def row(self, role: str, fate: Fate, reason: str | None) -> ProofRow:
+    def row(self, fate: Fate, reason: str | None) -> ProofRow:
         """The finished row."""
         return ProofRow(
-            role=role,
+            role=self.role,
             fate=fate,
             reason=reason,
             groups=len(self.groups),
@@ -176,7 +177,8 @@ class Findings:
             self.notes.append(self.subject.cache)
         elif self.subject.prompt is not None:
             self.step("generation", lambda: self._generates(widest))
-        if self.subject.reload:
+        wanted = self.subject.reload
+        if wanted if isinstance(wanted, bool) else self.role in wanted:
             self.step("reloading", lambda: self._reloads(widest))
 
     def _compare(self, plan: PrunePlan) -> None:
@@ -231,7 +233,10 @@ class Findings:
         expected = subject.logits_of(small, s.inputs)
         with tempfile.TemporaryDirectory(prefix="graphprune-") as temporary:
             folder = save(small, Path(temporary) / "model")
-            self.tier = Manifest.read(folder).tier
+            manifest = Manifest.read(folder)
+            self.tier = manifest.tier
+            if manifest.why_not_hf:
+                self.notes.append(f"not a stock checkpoint: {manifest.why_not_hf}")
             loaded = load(folder, device=next(s.model.parameters()).device)
         self.reloads = s.alike(expected, subject.logits_of(loaded, s.inputs))
         if self.reloads and s.prompt is not None and isinstance(s.cache, bool):

@@ -56,6 +56,17 @@ def test_saved_and_loaded_copies_are_proved_with_their_tier():
     assert row_of(proof, "attention.group").tier == "graphprune" and row_of(proof, "attention.group").reloads
 
 
+def test_copies_of_single_roles_are_saved_and_loaded():
+    proof = gp.prove(tiny("gpt_neox"), reload=("layer",))
+    assert proof.ok, proof.problems
+    assert [r.role for r in proof.rows if r.reloads is not None] == ["layer"]
+
+
+def test_a_folder_that_is_no_stock_checkpoint_says_why():
+    row = row_of(gp.prove(tiny("gpt_neox"), roles="attention.group", reload=True), "attention.group")
+    assert row.tier == "graphprune" and any(note.startswith("not a stock checkpoint: ") for note in row.notes)
+
+
 def test_the_slice_of_another_unit_is_found_by_both_oracles():
     model = tiny("llama")
     graph = gp.trace(model)

@@ -1,65 +1,84 @@
-"""The page of the coverage table, from results made by hand."""
+"""The coverage page: verdicts, counts, reasons, and what is missing."""
 
 from __future__ import annotations
 
 from graphprune.prove import ProofRow
-from graphprune.testing.coverage import Result
 from graphprune.testing.parts import PartRow
-from graphprune.testing.table import render
+from graphprune.testing.remedies import BY_DESIGN, remedy
+from graphprune.testing.results import Result
+from graphprune.testing.table import anywhere, general, render, verdict
 
 
-def row(role, fate="exact", **more):
-    values = {"difference": 2e-6, "scale": 2.0, "generates": True, "reloads": True, "tier": "hf"}
-    return ProofRow(role=role, fate=fate, groups=3, units=9, **({} if fate == "frozen" else values | more))
+def row(role="mlp.channel", fate="exact", **more):
+    more.setdefault("difference", None if fate == "frozen" else 2e-6)
+    return ProofRow(role=role, fate=fate, groups=1, units=4, scale=2.0, **more)
 
 
-def case(name, *rows, **more):
-    return Result(case=name, sources="", rows=rows, **more)
+FROZEN = row(fate="frozen", reason="no rule for the operation 'x' in a.layers.0.b")
 
 
-RESULTS = (
-    case("first", row("mlp.channel"), row("layer", difference=0.0), row("together", tier="graphprune")),
-    case(
-        "second@variant",
-        row("mlp.channel"),
-        row("mlp.channel", "frozen"),
-        row("moe.expert", problem="masked and reshaped differ"),
-        parts=(
-            PartRow(part="experts", role="moe.channel", count=2, prunable=1, frozen=0, missing=("layers.0.experts",)),
-            PartRow(part="mlp", role="mlp.channel|rank", count=3, prunable=2, frozen=1, reasons=("in layers.3.mlp",)),
-            PartRow(part="model", role="layer", count=1, prunable=0, frozen=0, missing=("",)),
-        ),
-    ),
-    case("third", failure="took longer than 180 s"),
-)
-LINES = render(RESULTS).splitlines()
+def test_verdicts():
+    assert verdict([row()]) == "exact"
+    assert verdict([row(), FROZEN]) == "partly"
+    assert verdict([FROZEN]) == "frozen"
+    assert verdict([row(), row(fate="inexact", reason="r")]) == "inexact"
+    assert verdict([row(), FROZEN, row(problem="p")]) == "✗"
 
 
-def cells(start):
-    line = next(line for line in LINES if line.startswith(start))  # the tables of reasons come later
-    return [cell.strip() for cell in line.strip("|").split("|")]
+def test_the_page_says_what_is_exact_frozen_missing_and_wrong():
+    missing = PartRow(
+        part="mlp", role="mlp.channel|rank", count=3, prunable=1, frozen=1, missing=("x",), reasons=("r",)
+    )
+    page = render(
+        [
+            Result(
+                case="a",
+                sources="",
+                seconds=0.5,
+                rows=(row(generates=True), row("together", tier="hf")),
+                notes=("n 1",),
+            ),
+            Result(case="b", sources="", seconds=0.25, rows=(FROZEN,), parts=(missing,)),
+            Result(case="b@v", sources="", seconds=0.25, rows=(row(problem="wrong"), FROZEN)),
+            Result(case="c", sources="", failure="ended"),
+        ]
+    )
+    lines = page.splitlines()
+    assert any(
+        line.startswith("3 architectures and 1 variants; 3 traced and tried, 2 of them without a note")
+        for line in lines
+    )
+    assert "| `mlp.channel` | 1 | 0 | 0 | 1 | 0 | 2.0e-06 | 1.0e-06 |" in lines
+    matrix = {line.split(" | ")[0][2:]: line for line in lines if line.count("|") > 15}
+    assert "| 1e-6 |" in matrix["a"] and matrix["a"].endswith("| hf | cache | · |")
+    assert "| f |" in matrix["b"] and "**MISSING** mlp, `mlp.channel` or `rank`" in matrix["b"]
+    assert "| ✗ |" in matrix["b@v"] and matrix["c"].count("✗") == 14
+    assert "* **b@v**: mlp.channel: wrong" in lines and "* **c**: ended" in lines
+    assert "| b | mlp | `mlp.channel` or `rank` | 1 of 3 | r; not found |" in lines
+    frozen = "| frozen | no rule for the operation 'x' | `mlp.channel` | b, b@v | "
+    assert f"{frozen}A rule for the operation, in `graphprune/trace/rules`. |" in lines
+    assert "* a: n #" in lines
 
 
-def test_counts_by_role():
-    assert cells("| `mlp.channel` |") == ["`mlp.channel`", "1", "1", "0", "0", "1.0e-06"]
-    assert cells("| `moe.expert` |")[1:5] == ["0", "0", "0", "1"]
-    assert any(line.startswith("2 architectures and 1 variants; 2 traced and tried") for line in LINES)
+def test_an_empty_page_is_a_page():
+    page = render([])
+    assert "Nothing." in page and "None." in page and "0 architectures" in page
 
 
-def test_the_matrix():
-    head = cells("| case |")
-    first, second = (dict(zip(head, cells(f"| {name} |"), strict=True)) for name in ("first", "second@variant"))
-    assert (first["mlp.channel"], first["layer"], first["hidden"], first["folder"]) == ("1e-6", "0", "·", "gp")
-    assert (second["mlp.channel"], second["moe.expert"]) == ("1e-6 +f", "✗")
-    assert cells("| third |")[-1] == "took longer than 180 s"
+def test_reasons_lose_their_numbers():
+    assert general("in a.layers.12.b, an axis of 3") == "in a.layers.#.b, an axis of #"
 
 
-def test_what_fails_is_listed():
-    assert "* **second@variant**, moe.expert: masked and reshaped differ" in LINES
-    assert "* **third**: took longer than 180 s" in LINES
+def test_reasons_lose_their_places():
+    reason = "the forward of a.layers.3.b gives this axis the length of another one"
+    assert anywhere(reason) == "the forward of a module gives this axis the length of another one"
+    assert (
+        anywhere("'view' regroups 4 in a.layers.3; it comes out of 'x', in b.2")
+        == "'view' regroups #; it comes out of 'x'"
+    )
+    assert anywhere("units take part in a product of two") == "units take part in a product of two"
 
 
-def test_promises_that_are_not_kept_are_listed():
-    assert "* **second@variant**: no `moe.channel` of experts in 1 of 2, such as layers.0.experts" in LINES
-    assert "* **second@variant**: `mlp.channel` or `rank` of mlp frozen in 1 of 3: in layers.#.mlp" in LINES
-    assert "* **second@variant**: no `layer` of model in 1 of 1, such as the model" in LINES
+def test_remedies():
+    assert remedy("units are token ids (or classes); removing one would change what the model reads") == BY_DESIGN
+    assert remedy("never heard of") == "Not known yet."

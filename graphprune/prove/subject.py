@@ -169,6 +169,7 @@ def generated(model: nn.Module, prompt: Mapping[str, Any], *, cache: bool) -> Ge
 
 
 def told(error: Exception) -> str:
-    """An error in one line."""
-    lines = str(error).strip().splitlines()
-    return " ".join([type(error).__name__, *lines[:1]]) if not lines else f"{type(error).__name__}: {lines[0][:300]}"
+    """An error in one line: its first, with the second where the first only announces it."""
+    lines = str(error).strip().splitlines() or [""]
+    said = " ".join(line.strip() for line in lines[: 2 if lines[0].endswith(":") else 1])[:300]
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__

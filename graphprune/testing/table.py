@@ -144,7 +144,8 @@ def _expected(result: Result) -> str:
 
 
 def _failures(results: Sequence[Result]) -> str:
-    lines = [f"* **{r.case}**: {problem}" for r in results for problem in r.problems]
+    folder = re.compile(r"\S*/graphprune-\w+/model")
+    lines = [f"* **{r.case}**: {folder.sub('the folder', told)}" for r in results for told in r.problems]
     return "\n".join(["## What fails", "", *(lines or ["Nothing."]), ""])
 
 

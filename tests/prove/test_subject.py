@@ -80,3 +80,11 @@ def test_a_random_instance_has_no_constant_parameter():
 def test_a_proof_that_does_not_fit_is_refused():
     with pytest.raises(GraphPruneError, match=r"'big' needs about 12\.0 GB .* 1\.0 GB are free.*make it smaller"):
         check_memory(nn.Linear(1000, 1_000_000, bias=False, device="meta"), "big", available=10**9)
+
+
+def test_errors_are_told_in_one_line():
+    assert subject.told(ValueError("wrong\nsee there")) == "ValueError: wrong"
+    assert subject.told(ValueError("two things are wrong:\n  the first\n  the second")) == (
+        "ValueError: two things are wrong: the first"
+    )
+    assert subject.told(ValueError()) == "ValueError"

@@ -39,7 +39,9 @@ def test_the_page_says_what_is_exact_frozen_missing_and_wrong():
                 notes=("n 1",),
             ),
             Result(case="b", sources="", seconds=0.25, rows=(FROZEN,), parts=(missing,)),
-            Result(case="b@v", sources="", seconds=0.25, rows=(row(problem="wrong"), FROZEN)),
+            Result(
+                case="b@v", sources="", seconds=0.25, rows=(row(problem="/tmp/graphprune-x_1/model is wrong"), FROZEN)
+            ),
             Result(case="c", sources="", failure="ended"),
         ]
     )
@@ -53,7 +55,7 @@ def test_the_page_says_what_is_exact_frozen_missing_and_wrong():
     assert "| 1e-6 |" in matrix["a"] and matrix["a"].endswith("| hf | cache | · |")
     assert "| f |" in matrix["b"] and "**MISSING** mlp, `mlp.channel` or `rank`" in matrix["b"]
     assert "| ✗ |" in matrix["b@v"] and matrix["c"].count("✗") == 14
-    assert "* **b@v**: mlp.channel: wrong" in lines and "* **c**: ended" in lines
+    assert "* **b@v**: mlp.channel: the folder is wrong" in lines and "* **c**: ended" in lines
     assert "| b | mlp | `mlp.channel` or `rank` | 1 of 3 | r; not found |" in lines
     frozen = "| frozen | no rule for the operation 'x' | `mlp.channel` | b, b@v | "
     assert f"{frozen}A rule for the operation, in `graphprune/trace/rules`. |" in lines

@@ -28,7 +28,7 @@ _DATA = (
 _WIDTH = 100
 
 
-def starter_spec(graph: DependencyGraph, model_name: str, positions: int | None = None) -> str:
+def starter_spec(graph: DependencyGraph, model_name: str, positions: int | None = None, *, trains: bool = True) -> str:
     """A YAML spec for the model: the usual targets, every other role as a comment, every setting explained.
 
     :func:`graphprune.load_spec` accepts it and :func:`graphprune.validate.check` passes it for this graph.
@@ -37,6 +37,7 @@ def starter_spec(graph: DependencyGraph, model_name: str, positions: int | None 
         graph: of the model.
         model_name: hub id or folder, for the comment at the top.
         positions: the tokens that the model can read at once; training sequences are no longer.
+        trains: whether text gives the model a loss. If not, weights alone are judged, and pruning is all.
 
     Raises:
         SelectionError: if the graph has no group that can be pruned.
@@ -47,22 +48,21 @@ def starter_spec(graph: DependencyGraph, model_name: str, positions: int | None 
         reasons = "; ".join(f"{row.role}: {row.frozen or 'too few units'}" for row in rows) or "no groups at all"
         raise SelectionError(f"'{model_name}' has nothing that can be pruned: {reasons}")
     parts = [
-        _head(rows, model_name),
+        _head(rows, model_name, trains=trains),
         "\n".join([*_comment(_TARGETS), "targets:", *targets]),
-        *_settings(positions),
-        "\n".join([*_comment(_DATA), "# data: {text: calibration.txt, evaluation: held_out.txt}"]),
+        *(_settings(positions) if trains else _one_shot()),
         _section("export", Export()),
         f"# {_description(PruneSpec, 'seed')}\nseed: 0",
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _head(rows: tuple[RoleRow, ...], model_name: str) -> str:
+def _head(rows: tuple[RoleRow, ...], model_name: str, *, trains: bool) -> str:
     lines = [
         f"# A spec for {' '.join(model_name.split())}, written by `graphprune init`.",
         "#",
         "#     graphprune validate SPEC MODEL",
-        "#     graphprune prune MODEL SPEC --data calibration.txt --out FOLDER",
+        f"#     graphprune prune MODEL SPEC {'--data calibration.txt ' if trains else ''}--out FOLDER",
         "#",
         "# What the model has:",
     ]
@@ -116,6 +116,14 @@ def _settings(positions: int | None) -> Iterator[str]:
     yield _section("lora", Lora())
     length = min(Training().sequence_length, positions or Training().sequence_length)
     yield _section("training", Training(sequence_length=length))
+    yield "\n".join([*_comment(_DATA), "# data: {text: calibration.txt, evaluation: held_out.txt}"])
+
+
+def _one_shot() -> Iterator[str]:
+    yield "\n".join([*_comment(_description(PruneSpec, "scope")), "scope: layer"])
+    told = "How importance is judged: by weights alone, because text gives a model of this kind no loss."
+    yield "\n".join([*_comment(told), "criterion: {name: magnitude}"])
+    yield "\n".join([*_comment("Everything is removed at once, and nothing is tuned."), "training: {mode: none}"])
 
 
 def _section(name: str, value: BaseModel) -> str:

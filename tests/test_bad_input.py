@@ -173,7 +173,7 @@ def without_a_shard(folder):
         (lambda folder: change_config(folder, hidden_size=50), "The hidden size (50) is not a multiple of"),
         (
             lambda folder: change_config(folder, num_key_value_heads=0),
-            "expected a decoder as a hub id or a local folder",
+            "expected a model as a hub id, a local folder or a config file",
         ),
         (without("tokenizer.json"), "the tokenizer in model cannot be loaded"),
     ],
@@ -192,9 +192,9 @@ def test_a_model_without_a_tokenizer(refused, desk):
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("./modell", "got './modell': no such folder"),
-        ("modell", "expected a decoder as a hub id or a local folder, got 'modell' (no such folder)"),
-        ("text.txt", "expected a decoder as a hub id or a local folder, got 'text.txt'"),
+        ("./modell", "got './modell': no such folder or file"),
+        ("modell", "expected a model as a hub id, a local folder or a config file, got 'modell' (no such folder)"),
+        ("text.txt", "expected a model as a hub id, a local folder or a config file, got 'text.txt'"),
     ],
 )
 def test_a_model_that_is_not_there(refused, name, told):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import transformers
 from pydantic import ValidationError
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers import AutoConfig, GenerationMixin, PreTrainedModel
 
 from graphprune.checkpoint.manifest import Manifest
 from graphprune.errors import CheckpointError
@@ -18,6 +18,7 @@ from graphprune.plan import PrunePlan
 from graphprune.reshape.apply import cut_model
 from graphprune.reshape.config import quiet
 from graphprune.reshape.history import History, Step, remember
+from graphprune.tasks import loader_name
 
 
 def load(
@@ -43,9 +44,9 @@ def load(
     if verify:
         manifest.check(path)
     steps = tuple(_step(path / files.plan, path / files.graph) for files in manifest.steps)
-    model_class: Any = AutoModelForCausalLM if manifest.tier == "hf" else cut_class(_stock_class(manifest), steps)
     try:
         config = AutoConfig.from_pretrained(path)
+        model_class = _loader(manifest, config.model_type, steps)
         with quiet():
             model, info = model_class.from_pretrained(
                 path, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True
@@ -90,6 +91,13 @@ def cut_class(base: type[PreTrainedModel], steps: tuple[Step, ...]) -> type[PreT
     }
     generates = issubclass(base, GenerationMixin)
     return type(base.__name__, (base, GenerationMixin) if generates else (base,), members)
+
+
+def _loader(manifest: Manifest, kind: str, steps: tuple[Step, ...]) -> Any:
+    """The class whose ``from_pretrained`` reads the folder; ``kind`` is the model type of its config."""
+    if manifest.tier == "hf":
+        return getattr(transformers, loader_name(manifest.architecture, kind))
+    return cut_class(_stock_class(manifest), steps)
 
 
 def _stock_class(manifest: Manifest) -> type[PreTrainedModel]:

@@ -20,6 +20,7 @@ from graphprune.names import bare
 from graphprune.plan import PrunePlan
 from graphprune.reshape.config import described, quiet
 from graphprune.reshape.history import History, history_of
+from graphprune.tasks import loader_name
 
 
 class SavesItself(Protocol):
@@ -84,7 +85,7 @@ def save(
             report.save(partial)
         Manifest(
             tier=tier,
-            load=load_line(target, tier, adapter=hasattr(model, "merge_and_unload") and not merge_lora),
+            load=load_line(base, target, tier, adapter=hasattr(model, "merge_and_unload") and not merge_lora),
             architecture=history.architecture,
             base_name=history.base_name,
             base_config=history.base_config,
@@ -98,9 +99,11 @@ def save(
     return target
 
 
-def load_line(folder: Path, tier: str, *, adapter: bool = False) -> str:
-    """The line of Python that loads a folder of the given tier, with the adapters that lie beside its weights."""
-    call = "transformers.AutoModelForCausalLM.from_pretrained" if tier == "hf" else "graphprune.load"
+def load_line(model: nn.Module, folder: Path, tier: str, *, adapter: bool = False) -> str:
+    """The line of Python that loads ``model`` from a folder of the given tier, with adapters beside its weights."""
+    base: Any = bare(model)
+    loader = loader_name(type(base).__name__, base.config.model_type)
+    call = f"transformers.{loader}.from_pretrained" if tier == "hf" else "graphprune.load"
     loaded = f"{call}({str(folder)!r})"
     return (
         f"model = peft.PeftModel.from_pretrained({loaded}, {str(folder / 'adapter')!r})"

@@ -1,4 +1,4 @@
-"""Opening any causal language model, from a folder or from the Hub, with errors that say what is wrong."""
+"""Opening a model, from a folder or from the Hub, with errors that say what is wrong."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 
+from graphprune.checkpoint.config import auto_for, read_config
 from graphprune.checkpoint.load import load
 from graphprune.checkpoint.manifest import MANIFEST
 from graphprune.errors import CheckpointError
@@ -28,6 +29,7 @@ def load_model(
     *,
     dtype: str | torch.dtype = "auto",
     device: str | torch.device | None = None,
+    task: str | None = None,
     trust_remote_code: bool = False,
 ) -> tuple[PreTrainedModel, Any]:
     """The model and the tokenizer at ``path_or_id``, in evaluation mode; the tokenizer is None where there is none.
@@ -36,6 +38,7 @@ def load_model(
         path_or_id: a local folder, one written by :func:`graphprune.save` included, or a Hub id.
         dtype: of the weights; as they are stored by default.
         device: where to put the model; the CPU by default.
+        task: what the model is for, one of :data:`graphprune.tasks.TASKS`; by default its config says so.
         trust_remote_code: run modelling code that comes with the checkpoint.
 
     Raises:
@@ -52,7 +55,7 @@ def load_model(
     if folder.is_dir() and (folder / MANIFEST).is_file():
         model: Any = load(folder, dtype=dtype, verify=False)
     else:
-        model = _from_pretrained(source, dtype, trust_remote_code)
+        model = _from_pretrained(source, dtype, task, trust_remote_code)
     tokenizer = _tokenizer(source, trust_remote_code)
     return (model.to(device) if device is not None else model), tokenizer
 
@@ -106,10 +109,11 @@ def _weight_files(folder: Path) -> list[str]:
     raise CheckpointError(f"{folder} has neither {_WEIGHTS} nor {_INDEX}")
 
 
-def _from_pretrained(source: str, dtype: str | torch.dtype, trust_remote_code: bool) -> Any:
+def _from_pretrained(source: str, dtype: str | torch.dtype, task: str | None, trust_remote_code: bool) -> Any:
     try:
         with quiet():
-            auto: Any = AutoModelForCausalLM
+            config = read_config(source, trust_remote_code=trust_remote_code)
+            auto = auto_for(source, config, task, trust_remote_code=trust_remote_code)
             model, info = auto.from_pretrained(
                 source,
                 dtype=dtype,
@@ -118,8 +122,10 @@ def _from_pretrained(source: str, dtype: str | torch.dtype, trust_remote_code: b
                 ignore_mismatched_sizes=True,  # only so that they are told below, by name and size
                 output_loading_info=True,
             )
+    except CheckpointError:
+        raise
     except Exception as error:  # a config can make transformers raise anything, its own classes included
-        raise CheckpointError(f"'{source}' cannot be loaded as a causal language model: {error}") from error
+        raise CheckpointError(f"'{source}' cannot be loaded: {error}") from error
     _check_complete(source, model, info)
     return model
 
@@ -137,7 +143,7 @@ def _check_complete(source: str, model: Any, info: dict[str, Any]) -> None:
     if missing:
         raise CheckpointError(
             f"the weights in '{source}' lack {len(missing)} tensors of a {type(model).__name__}: "
-            f"{_some(missing)}. They would be random. Is this checkpoint complete, and one of a causal language model?"
+            f"{_some(missing)}. They would be random. Is this checkpoint complete, and one of such a model (--task)?"
         )
     unused = sorted(info.get("unexpected_keys") or ())
     if unused:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -14,10 +17,12 @@ from safetensors.torch import load_file, save_file
 import graphprune
 from graphprune.checkpoint.manifest import Manifest
 from graphprune.errors import CheckpointError
+from graphprune.tasks import loader_name
 
 _STOCK = """
-from transformers import AutoModelForCausalLM
-model, info = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", output_loading_info=True)
+import transformers
+loader = getattr(transformers, sys.argv[4])
+model, info = loader.from_pretrained(folder, dtype="auto", output_loading_info=True)
 problems = {key: found for key, found in info.items() if found}
 assert not problems, problems
 """
@@ -27,19 +32,20 @@ model = graphprune.load(folder)
 """
 _COMPARE = """
 with torch.no_grad():
-    logits = model.to(device).eval()(input_ids=given["input_ids"].to(device)).logits.float().cpu()
-safetensors.torch.save_file({"logits": logits.contiguous()}, files + "/answer.safetensors")
+    outputs = model.to(device).eval()(**{name: tensor.to(device) for name, tensor in given.items()})
+answer = outputs["logits"] if "logits" in outputs else outputs[0]
+safetensors.torch.save_file({"logits": answer.float().cpu().contiguous()}, files + "/answer.safetensors")
 """
 _HEAD = """
 import sys, torch, safetensors.torch
-folder, files, device = sys.argv[1:]
+folder, files, device = sys.argv[1:4]
 given = safetensors.torch.load_file(files + "/question.safetensors")
 """
 
 
 def verify_folder(
     folder: str | os.PathLike[str],
-    input_ids: torch.Tensor,
+    inputs: torch.Tensor | Mapping[str, Any],
     expected_logits: torch.Tensor,
     *,
     tolerance: float | None = None,
@@ -51,9 +57,9 @@ def verify_folder(
 
     Args:
         folder: written by :func:`graphprune.save`.
-        input_ids: token ids of shape (batch, length).
-        expected_logits: of the model in memory, shape (batch, length, vocabulary); the fresh process computes on the
-            same kind of device.
+        inputs: token ids of shape (batch, length), or the tensors that the model takes, by name.
+        expected_logits: of the model in memory, for a decoder of shape (batch, length, vocabulary); the first output
+            of a model without logits. The fresh process computes on the same kind of device.
         tolerance: how far logits may be apart; by default 1e-3 of their largest magnitude, 5e-2 for 16-bit weights.
         timeout: seconds until the process is given up.
 
@@ -65,13 +71,16 @@ def verify_folder(
     """
     path = Path(folder).expanduser().absolute()
     expected = expected_logits.detach().float().cpu()
-    script = _HEAD + (_STOCK if Manifest.read(path).tier == "hf" else _OWN) + _COMPARE
+    manifest = Manifest.read(path)
+    script = _HEAD + (_STOCK if manifest.tier == "hf" else _OWN) + _COMPARE
+    named = {"input_ids": inputs} if isinstance(inputs, torch.Tensor) else inputs
+    question = {n: t.detach().cpu().contiguous() for n, t in named.items() if isinstance(t, torch.Tensor)}
     with tempfile.TemporaryDirectory(prefix="graphprune-") as files:
-        save_file({"input_ids": input_ids.cpu().contiguous()}, Path(files) / "question.safetensors")
+        save_file(question, Path(files) / "question.safetensors")
         package = str(Path(graphprune.__file__).parents[1])
         search = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
         environment = {**os.environ, "PYTHONPATH": search, "HF_HUB_OFFLINE": "1"}
-        command = [sys.executable, "-c", script, str(path), files, expected_logits.device.type]
+        command = [sys.executable, "-c", script, str(path), files, expected_logits.device.type, _loader(path, manifest)]
         try:
             done = subprocess.run(  # noqa: S603 - our own interpreter and script
                 command, env=environment, capture_output=True, text=True, timeout=timeout, check=False
@@ -93,3 +102,8 @@ def verify_folder(
             f"{distance:.3g}, more than {tolerance:.3g}. The folder must not be used; please report this."
         )
     return distance
+
+
+def _loader(folder: Path, manifest: Manifest) -> str:
+    kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type", "")
+    return loader_name(manifest.architecture, kind)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from graphprune.cli.console import out, working
-from graphprune.cli.options import DType, Model, Out, Precision, Trust
+from graphprune.cli.options import DType, Model, Out, Precision, Task, Trust
 
 
 def command(
@@ -16,6 +16,7 @@ def command(
     plan: Annotated[Path, typer.Argument(metavar="PLAN", help="A plan.json, as prune writes it.")],
     folder: Out,
     dtype: Precision = DType.AUTO,
+    task: Task = None,
     trust_remote_code: Trust = False,
 ) -> None:
     """Remove from MODEL exactly what PLAN names and write the smaller model to a new folder."""
@@ -28,7 +29,7 @@ def command(
     wanted = PrunePlan.load(plan)
     check_output_folder(folder)
     with working(f"loading {model}"):
-        loaded, tokenizer = load_model(model, dtype=dtype.value, trust_remote_code=trust_remote_code)
+        loaded, tokenizer = load_model(model, dtype=dtype.value, task=task, trust_remote_code=trust_remote_code)
     graph = trace_with(loaded, wanted.declared, source=str(plan))
     wanted.check(graph)
     before = loaded.num_parameters()

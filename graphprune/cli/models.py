@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from graphprune.checkpoint import load
+from graphprune.checkpoint.config import auto_for, read_config
 from graphprune.checkpoint.manifest import MANIFEST, Manifest
 from graphprune.checkpoint.source import check_config
 from graphprune.declare import trace_with
@@ -18,12 +18,20 @@ from graphprune.graph import DependencyGraph
 from graphprune.specfile import load_spec
 from graphprune.trace import trace
 
+_EXPECTED = "expected a model as a hub id, a local folder or a config file"
 
-def structure(name: str, *, trust_remote_code: bool = False) -> PreTrainedModel:
+
+def structure(name: str, *, task: str | None = None, trust_remote_code: bool = False) -> PreTrainedModel:
     """The model without weights, on the meta device; a folder that graphprune wrote is loaded with them.
 
+    Args:
+        name: a Hub id, a folder, or a config file.
+        task: what the model is for (:data:`graphprune.tasks.TASKS`); by default its config says so.
+        trust_remote_code: run modelling code that comes with the checkpoint.
+
     Raises:
-        CheckpointError: if there is no such checkpoint, or its config cannot be read or built.
+        CheckpointError: if there is no such checkpoint, its config cannot be read or built, or its code is not
+            trusted.
     """
     check_name(name)
     if Path(name).is_dir():
@@ -31,41 +39,45 @@ def structure(name: str, *, trust_remote_code: bool = False) -> PreTrainedModel:
     if (Path(name) / MANIFEST).is_file():
         return load(name, verify=False)  # its config may be that of the unpruned model
     try:
-        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+        config = read_config(name, trust_remote_code=trust_remote_code)
+        auto = auto_for(name, config, task, trust_remote_code=trust_remote_code)
         with torch.device("meta"):
-            auto: Any = AutoModelForCausalLM
             model: PreTrainedModel = auto.from_config(config, trust_remote_code=trust_remote_code)
+    except CheckpointError:
+        raise
     except Exception as error:  # a config can make transformers raise anything, its own classes included
         raise CheckpointError(_no_model(name, error)) from error
     return model
 
 
-def graph_of(name: str, *, spec: str | None = None, trust_remote_code: bool = False) -> DependencyGraph:
+def graph_of(
+    name: str, *, spec: str | None = None, task: str | None = None, trust_remote_code: bool = False
+) -> DependencyGraph:
     """The dependency graph of a checkpoint, with what a spec declares by hand; errors as in :func:`structure`.
 
     Raises:
         SpecError: if the spec is malformed, or declares what the model does not have.
     """
     wanted = load_spec(spec) if spec is not None else None
-    model = structure(name, trust_remote_code=trust_remote_code)
+    model = structure(name, task=task, trust_remote_code=trust_remote_code)
     return trace(model) if wanted is None else trace_with(model, wanted, source=spec or "")
 
 
 def check_name(name: str) -> None:
-    """Refuses at once what can only be a path and is no folder, instead of asking the hub for it.
+    """Refuses at once what can only be a path and is not there, instead of asking the hub for it.
 
     Raises:
-        CheckpointError: if ``name`` reads as a path and there is no such folder.
+        CheckpointError: if ``name`` reads as a path and there is no such folder or file.
     """
-    looks_local = name.startswith((".", "~", os.sep)) or name.count("/") > 1 or name.endswith("/")
-    if looks_local and not Path(name).is_dir():
-        raise CheckpointError(f"expected a decoder as a hub id or a local folder, got '{name}': no such folder")
+    looks_local = name.startswith((".", "~", os.sep)) or name.count("/") > 1 or name.endswith(("/", ".json"))
+    if looks_local and not Path(name).exists():
+        raise CheckpointError(f"{_EXPECTED}, got '{name}': no such folder or file")
 
 
 def _no_model(name: str, error: Exception) -> str:
-    found = "a folder" if Path(name).is_dir() else "no such folder"
+    found = "a folder" if Path(name).is_dir() else "a file" if Path(name).is_file() else "no such folder"
     reason = " ".join(str(error).split("\n")[:2]).strip() or type(error).__name__
-    return f"expected a decoder as a hub id or a local folder, got '{name}' ({found}): {reason}"
+    return f"{_EXPECTED}, got '{name}' ({found}): {reason}"
 
 
 def told(folder: Path) -> list[str]:

@@ -19,6 +19,11 @@ class DType(str, Enum):
 
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Hub id or local folder.")]
+Structure = Annotated[str, typer.Argument(metavar="MODEL", help="Hub id, local folder, or config file.")]
+Task = Annotated[
+    str | None,
+    typer.Option("--task", help="What MODEL is for, such as sequence-classification; by default its config says so."),
+]
 Spec = Annotated[str, typer.Argument(metavar="SPEC", help="A YAML file, or 'recipe:NAME'.")]
 Out = Annotated[Path, typer.Option("--out", help="The folder to write; must not exist, or be empty.")]
 Device = Annotated[

@@ -17,22 +17,22 @@ from graphprune.prove.instance import check_memory, random_instance
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
 
 
-def proved(name: str, graph: DependencyGraph, *, trust_remote_code: bool = False) -> bool:
+def proved(name: str, graph: DependencyGraph, *, task: str | None = None, trust_remote_code: bool = False) -> bool:
     """Prints a proof for the checkpoint ``name``, on its own weights or on random ones; whether it holds.
 
     Raises:
         GraphPruneError: if the weights do not fit into memory.
         CheckpointError: if they cannot be read.
     """
-    empty: Any = structure(name, trust_remote_code=trust_remote_code)
+    empty: Any = structure(name, task=task, trust_remote_code=trust_remote_code)
     check_memory(empty, name)
     folder = Path(name)
     own = folder.is_dir() and any(next(folder.glob(pattern), None) for pattern in _WEIGHTS)
     with working(f"proving {name} on {'its own' if own else 'random'} weights"):
         if own:
-            model = load_model(name, dtype="float32", trust_remote_code=trust_remote_code)[0]
+            model = load_model(name, dtype="float32", task=task, trust_remote_code=trust_remote_code)[0]
         else:
-            model = random_instance(empty.config, trust_remote_code=trust_remote_code)
+            model = random_instance(empty.config, task=task, trust_remote_code=trust_remote_code)
         proof = prove(model, graph, generate=True)
     for line in (_table(proof, "its own weights" if own else "random weights"), *_lines(proof)):
         out().print(line)

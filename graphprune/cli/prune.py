@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from graphprune.cli.console import out, working
-from graphprune.cli.options import Device, DType, Model, Out, Precision, Spec, Trust
+from graphprune.cli.options import Device, DType, Model, Out, Precision, Spec, Task, Trust
 
 if TYPE_CHECKING:
     from graphprune.schema import PruneSpec
@@ -24,12 +24,14 @@ def command(
     dtype: Precision = DType.AUTO,
     seed: Annotated[int | None, typer.Option("--seed", min=0, max=2**32 - 1, help="Overrides the spec's.")] = None,
     device: Device = None,
+    task: Task = None,
     trust_remote_code: Trust = False,
 ) -> None:
     """Prune MODEL as SPEC says and write the smaller model, its plan and a report to a new folder."""
     from graphprune.checkpoint import check_output_folder, load_model
     from graphprune.cli.models import device_of, structure, told
     from graphprune.declare import trace_with
+    from graphprune.engine.prepare import check_purpose
     from graphprune.engine.run import prune
     from graphprune.forecast import check_length
     from graphprune.specfile import load_spec
@@ -42,11 +44,14 @@ def command(
     _check_data(wanted, data)
     place = device_of(device)
     with working(f"tracing {model}"):  # before any weights are loaded, which may take long
-        empty = structure(model, trust_remote_code=trust_remote_code)
+        empty = structure(model, task=task, trust_remote_code=trust_remote_code)
         check(wanted, trace_with(empty, wanted, source=spec), spec)
+        check_purpose(empty, wanted)
         check_length(empty, wanted, spec)
     with working(f"loading {model}"):
-        loaded, tokenizer = load_model(model, dtype=dtype.value, device=place, trust_remote_code=trust_remote_code)
+        loaded, tokenizer = load_model(
+            model, dtype=dtype.value, device=place, task=task, trust_remote_code=trust_remote_code
+        )
     result = prune(loaded, wanted, tokenizer=tokenizer, train_data=data, output=folder)
     out().print(result.report.to_markdown())
     for line in told(folder):

@@ -8,11 +8,11 @@ import typer
 
 from graphprune.cli.console import out, working
 from graphprune.cli.graph_files import Dot, Force, GraphML, Html, Json, check_files, write_files
-from graphprune.cli.options import Model, Trust
+from graphprune.cli.options import Structure, Task, Trust
 
 
 def command(
-    model: Model,
+    model: Structure,
     spec: Annotated[
         str | None, typer.Option("--spec", help="Add the groups that this spec declares by hand.", metavar="SPEC")
     ] = None,
@@ -25,6 +25,7 @@ def command(
     dot: Dot = None,
     html: Html = None,
     force: Force = False,
+    task: Task = None,
     trust_remote_code: Trust = False,
 ) -> None:
     """Show what MODEL has to prune: roles, sizes, and what must not be pruned and why. Needs no weights.
@@ -38,8 +39,8 @@ def command(
     from graphprune.cli.summary import print_summary
 
     with working(f"tracing {model}"):
-        graph = graph_of(model, spec=spec, trust_remote_code=trust_remote_code)
+        graph = graph_of(model, spec=spec, task=task, trust_remote_code=trust_remote_code)
     print_summary(graph, out())
     write_files(graph, files, title=model, overwrite=force)
-    if prove and not proved(model, graph, trust_remote_code=trust_remote_code):
+    if prove and not proved(model, graph, task=task, trust_remote_code=trust_remote_code):
         raise typer.Exit(1)

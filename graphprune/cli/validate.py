@@ -7,14 +7,16 @@ from typing import Annotated
 import typer
 
 from graphprune.cli.console import out, working
-from graphprune.cli.options import Spec, Trust
+from graphprune.cli.options import Spec, Task, Trust
 
 
 def command(
     spec: Spec,
     model: Annotated[
-        str | None, typer.Argument(metavar="[MODEL]", help="Hub id or local folder; without it only SPEC is read.")
+        str | None,
+        typer.Argument(metavar="[MODEL]", help="Hub id, local folder or config file; without it only SPEC is read."),
     ] = None,
+    task: Task = None,
     trust_remote_code: Trust = False,
 ) -> None:
     """Check SPEC, alone or against the structure of MODEL. Needs no weights and no data."""
@@ -26,13 +28,15 @@ def command(
         return
     from graphprune.cli.models import structure
     from graphprune.declare import trace_with
+    from graphprune.engine.prepare import check_purpose
     from graphprune.forecast import check_length, preview, stock_obstacle
     from graphprune.validate import check
 
     with working(f"tracing {model}"):
-        loaded = structure(model, trust_remote_code=trust_remote_code)
+        loaded = structure(model, task=task, trust_remote_code=trust_remote_code)
         graph = trace_with(loaded, wanted, source=spec)
     notes = check(wanted, graph, spec)
+    check_purpose(loaded, wanted)
     check_length(loaded, wanted, spec)
     lines = preview(wanted, graph)
     obstacle = stock_obstacle(loaded, wanted, graph) if "hf" in wanted.export.targets else ""

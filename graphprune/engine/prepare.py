@@ -16,6 +16,7 @@ from graphprune.engine.modes import needs_data
 from graphprune.errors import DataError, SpecError
 from graphprune.names import bare
 from graphprune.schema import Data, PruneSpec
+from graphprune.tasks import predicts_next_token
 
 #: Of the training text, where no other is given to judge by: one sequence in this many, at most so many.
 _HELD_OUT_SHARE, _HELD_OUT_MOST = 20, 64
@@ -77,6 +78,33 @@ def positions(model: nn.Module) -> int | None:
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     found = getattr(text, "max_position_embeddings", None)
     return found if isinstance(found, int) else None
+
+
+def check_purpose(model: nn.Module, spec: PruneSpec, evaluation: object = None) -> None:
+    """Refuses to train or judge by text where the model does not predict the next token.
+
+    Args:
+        model: its weights are not needed.
+        spec: what is wanted.
+        evaluation: text to judge by that was given beside the spec, if any.
+
+    Raises:
+        SpecError: naming what is left: pruning at once, judged by weights alone.
+    """
+    model = bare(model)
+    if predicts_next_token(model):
+        return
+    problems = []
+    if needs_data(spec):
+        problems.append(
+            f"training.mode {spec.training.mode} with criterion '{spec.criterion.name}' needs a loss on text, and a "
+            f"{type(model).__name__} does not predict the next token. Use training: {{mode: none}} and a criterion "
+            "that reads weights alone, such as magnitude"
+        )
+    if evaluation is not None or (spec.data is not None and spec.data.evaluation is not None):
+        problems.append(f"data.evaluation asks for a perplexity, which a {type(model).__name__} does not have")
+    if problems:
+        raise SpecError(problems)
 
 
 def check_fits(sequences: Sequences, model: nn.Module, spec: PruneSpec) -> None:

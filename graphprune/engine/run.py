@@ -20,7 +20,7 @@ from graphprune.declare import declare
 from graphprune.engine.data import Blocks, example, fingerprint
 from graphprune.engine.documents import TrainData
 from graphprune.engine.modes import Job, Outcome, run_mode
-from graphprune.engine.prepare import Sequences, check_fits, prepare
+from graphprune.engine.prepare import Sequences, check_fits, check_purpose, positions, prepare
 from graphprune.engine.pruner import PruneEvent
 from graphprune.errors import CheckpointError, NonFiniteError, SpecError
 from graphprune.evaluate import perplexity
@@ -29,6 +29,7 @@ from graphprune.names import bare
 from graphprune.plan import PrunePlan
 from graphprune.report import Report, StageClock, measure
 from graphprune.reshape.history import history_of
+from graphprune.sample import output_of, sample_inputs
 from graphprune.schema import PruneSpec
 from graphprune.specfile import load_spec
 from graphprune.trace import trace
@@ -150,6 +151,7 @@ class _Run:
 
     def read(self, train_data: TrainData | None, evaluation: TrainData | None, graph: DependencyGraph | None) -> None:
         """Everything that can be found out before computing, and the measures of the model as it came."""
+        check_purpose(self.model, self.spec, evaluation)
         with self.clock.stage("trace"):
             found = graph if graph is not None else trace(self.model)
             self.graph = declare(found, self.spec, self.model)
@@ -188,13 +190,14 @@ class _Run:
 
     def write(self, outcome: Outcome, output: str | os.PathLike[str]) -> None:
         folder = check_output_folder(output)
-        self._facts["load"] = load_line(folder, self._facts["tier"], adapter=bare(outcome.model) is not outcome.model)
-        ids, logits = self._proof(outcome.model)
+        adapter = bare(outcome.model) is not outcome.model
+        self._facts["load"] = load_line(outcome.model, folder, self._facts["tier"], adapter=adapter)
+        inputs, logits = self._proof(outcome.model)
 
         def prove(written: Path) -> None:
             with self.clock.stage("verify"):
                 try:
-                    distance = verify_folder(written, ids, logits)
+                    distance = verify_folder(written, inputs, logits)
                 except CheckpointError as error:
                     raise CheckpointError(f"{error}".replace(f"{written}", f"{folder}")) from None
             self._notes.append(f"a fresh process loads the folder; logits differ by at most {distance:.2g}")
@@ -210,20 +213,20 @@ class _Run:
                 proof=prove,
             )
 
-    def _proof(self, model: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
-        """Token ids, and the logits that the written folder must give for them; adapters do not count."""
-        ids = self._proof_ids()
+    def _proof(self, model: nn.Module) -> tuple[dict[str, Any], torch.Tensor]:
+        """Inputs, and the logits that the written folder must give for them; adapters do not count."""
+        inputs = self._proof_inputs()
         bases: AbstractContextManager[Any] = (
             nullcontext() if bare(model) is model else cast(Any, model).disable_adapter()
         )
         with torch.no_grad(), bases:
-            logits = model(input_ids=ids.to(_device(model))).logits
+            logits = output_of(model(**inputs))
         if not logits.isfinite().all():
             raise NonFiniteError(
-                f"the pruned model's logits are NaN or infinite for the tokens {ids.flatten()[:4].tolist()} …, so "
-                "nothing was written. Look for NaN in the weights it came with, or load it in float32 or bfloat16."
+                f"the pruned model's logits are NaN or infinite for {_shown(inputs)}, so nothing was written. "
+                "Look for NaN in the weights it came with, or load it in float32 or bfloat16."
             )
-        return ids, logits
+        return inputs, logits
 
     def report(self) -> Report:
         """The report as far as the run has come."""
@@ -253,14 +256,20 @@ class _Run:
         length = self.spec.training.sequence_length
         return f"{self.sequences.note}, segments of {length} tokens" if self.sequences.evaluation is not None else ""
 
-    def _proof_ids(self) -> torch.Tensor:
-        """Real tokens where there are some; shape (1, up to 64)."""
+    def _proof_inputs(self) -> dict[str, Any]:
+        """Real tokens where there are some, of shape (1, up to 64); else what the model reads."""
         data = self.sequences.evaluation if self.sequences.evaluation is not None else self.sequences.train
+        base = bare(self.model)
         if data is None:
-            count = min(_PROOF_TOKENS, cast(Any, bare(self.model)).get_input_embeddings().weight.shape[0])
-            return torch.arange(count)[None]
+            most = positions(base)
+            return sample_inputs(base, _PROOF_TOKENS if most is None else min(_PROOF_TOKENS, most))
         row = data.ids[0] if isinstance(data, Blocks) else example(data[0])["input_ids"]
-        return row[None, :_PROOF_TOKENS]
+        return {"input_ids": row[None, :_PROOF_TOKENS].to(_device(base))}
+
+
+def _shown(inputs: Mapping[str, Any]) -> str:
+    ids = inputs.get("input_ids")
+    return f"the tokens {ids.flatten()[:4].tolist()} …" if ids is not None else f"some random {next(iter(inputs))}"
 
 
 def _device(model: nn.Module) -> torch.device:

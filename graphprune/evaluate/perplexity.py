@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from graphprune.errors import DataError, NonFiniteError
 from graphprune.names import bare
+from graphprune.tasks import predicts_next_token
 
 
 @torch.no_grad()
@@ -40,10 +41,12 @@ def perplexity(
         batch_size: segments per forward pass; does not change the result but for rounding.
 
     Raises:
-        DataError: if the text is missing, empty, or shorter than one segment, or the model cannot read
-        ``length`` tokens. NonFiniteError: if the loss of a segment is NaN or infinite.
+        DataError: if the model does not predict tokens or cannot read ``length`` of them, or if the text is missing,
+            empty, or shorter than one segment. NonFiniteError: if the loss of a segment is NaN or infinite.
     """
     base: Any = bare(model)
+    if not predicts_next_token(base):
+        raise DataError(f"perplexity needs a model that predicts the next token; {type(base).__name__} does not")
     segments = _segments(base, tokenizer, text, length)
     device = base.get_input_embeddings().weight.device
     training = [m for m in model.modules() if m.training]

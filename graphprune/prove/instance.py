@@ -7,8 +7,9 @@ from typing import Any
 import psutil
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
+from graphprune.checkpoint.config import auto_for
 from graphprune.errors import GraphPruneError
 from graphprune.reshape.config import quiet
 
@@ -38,12 +39,14 @@ def check_memory(model: nn.Module, name: str, available: int | None = None) -> N
 
 
 @torch.no_grad()
-def random_instance(config: Any, seed: int = 0, *, trust_remote_code: bool = False) -> PreTrainedModel:
+def random_instance(
+    config: Any, seed: int = 0, *, task: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedModel:
     """A model of the config in float32 and evaluation mode, every parameter random.
 
     A bias of zeros or a norm of ones would hide a slice that was missed.
     """
-    auto: Any = AutoModelForCausalLM
+    auto = auto_for(type(config).__name__, config, task, trust_remote_code=trust_remote_code)
     with torch.random.fork_rng(devices=[]), quiet():
         torch.manual_seed(seed)
         model: Any = auto.from_config(config, dtype=torch.float32, trust_remote_code=trust_remote_code)

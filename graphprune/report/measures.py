@@ -13,6 +13,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from graphprune.names import bare
+from graphprune.tasks import predicts_next_token
+from graphprune.trace.inputs import default_call
 
 #: Outputs of a forward pass that are no state kept for the next token.
 _NO_CACHE = frozenset({"logits", "loss", "aux_loss", "hidden_states", "attentions", "router_logits"})
@@ -24,7 +26,8 @@ class Measures(BaseModel):
     Attributes:
         parameters: number of scalar parameters, shared ones once.
         weight_bytes: bytes of parameters and persistent buffers, shared ones once.
-        sequence_length: tokens of the one sequence that ``macs`` and ``cache_bytes`` are for.
+        sequence_length: tokens of the one sequence that ``macs`` and ``cache_bytes`` are for; 1 for a model that reads
+            something else, such as one image.
         macs: multiply-accumulate operations of one forward pass over it. Matrix products and convolutions count, of
             experts those that a token is sent to; attention counts in full, without the saving of a causal kernel.
         cache_bytes: what the forward pass keeps for the next token (keys and values, states), after that sequence.
@@ -50,7 +53,7 @@ def measure(model: nn.Module, sequence_length: int = 512) -> Measures:
     """Measures ``model`` as it is; on real, fake and meta-device models alike, without computing anything.
 
     Args:
-        model: a causal language model.
+        model: a model whose inputs can be told (:func:`graphprune.trace.inputs.default_call`).
         sequence_length: tokens of the sequence that costs are counted for; lowered to what the model can read.
     """
     config: Any = getattr(bare(model), "config", None)
@@ -58,6 +61,8 @@ def measure(model: nn.Module, sequence_length: int = 512) -> Measures:
     limit = getattr(text, "max_position_embeddings", None)
     if isinstance(limit, int) and limit > 0:
         sequence_length = min(sequence_length, limit)
+    if getattr(bare(model), "main_input_name", "input_ids") != "input_ids":
+        sequence_length = 1
     weights = {id(t): t for t in model.state_dict(keep_vars=True).values() if isinstance(t, torch.Tensor)}
     macs, cache, notes = None, None, []
     try:
@@ -94,6 +99,8 @@ def _attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> in
 
 
 def _cache_bytes(model: nn.Module, length: int) -> int:
+    if not predicts_next_token(bare(model)):
+        return 0
     with _fake(model) as run:
         outputs = run(length, use_cache=True)
     kept = [value for name, value in outputs.items() if name not in _NO_CACHE]
@@ -121,14 +128,19 @@ def _tensors(thing: Any, seen: set[int]) -> Iterator[torch.Tensor]:
 def _fake(model: nn.Module) -> Iterator[Any]:
     """A function that runs the model on fake copies of its tensors, with kernels whose operations can be counted."""
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    call = default_call(bare(model))
     training = [m for m in model.modules() if m.training]
     model.eval()
     with _countable(model), FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         fakes = {name: torch.empty(t.shape, dtype=t.dtype) for name, t in tensors.items()}
 
         def run(length: int, *, use_cache: bool) -> Any:
-            ids = torch.zeros(1, length, dtype=torch.long)
-            return torch.func.functional_call(model, fakes, (), {"input_ids": ids, "use_cache": use_cache})
+            inputs = call.map(lambda t: torch.empty(t.shape, dtype=t.dtype)).kwargs
+            if "input_ids" in inputs:
+                inputs["input_ids"] = torch.zeros(1, length, dtype=torch.long)
+            if "use_cache" in inputs:
+                inputs["use_cache"] = use_cache
+            return torch.func.functional_call(model, fakes, (), inputs)
 
         try:
             yield run

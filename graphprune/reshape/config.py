@@ -28,6 +28,7 @@ from graphprune.reshape.epsilons import Epsilons, find_epsilons
 from graphprune.reshape.history import History, Step, history_of, remember
 from graphprune.reshape.stacks import config_changes, renaming
 from graphprune.reshape.view import take_views
+from graphprune.sample import output_of, sample_inputs
 from graphprune.trace import trace
 
 #: No more than this many configs of the right shapes are tried on the model's weights.
@@ -256,17 +257,14 @@ def _differs(model: nn.Module, search: _Search, changes: Changes, target: Shapes
 
 @torch.no_grad()
 def _logits(model: Any) -> torch.Tensor:
-    """Logits of a few tokens in evaluation mode, adapters off; float32 of shape (1, 8, vocabulary)."""
-    base: Any = bare(model)
-    vocabulary = base.get_input_embeddings().weight.shape[0]
-    tokens = (torch.arange(1, 9) * 7 % vocabulary)[None].to(base.device)
+    """Logits of one small sample in evaluation mode, adapters off; float32, for a decoder of (1, 8, vocabulary)."""
+    inputs = sample_inputs(bare(model))
     training = [m for m in model.modules() if m.training]
     without = model.disable_adapter() if hasattr(model, "disable_adapter") else contextlib.nullcontext()
     model.eval()
     try:
         with without:
-            logits: torch.Tensor = model(input_ids=tokens, use_cache=False).logits
-            return logits.float()
+            return output_of(model(**inputs)).float()
     finally:
         for module in training:
             module.training = True

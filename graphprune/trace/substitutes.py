@@ -135,15 +135,19 @@ def _filled(tensor: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """Takes back what a forward pass writes into its modules: caches, counters, new buffers."""
-    stores = ("_parameters", "_buffers", "_non_persistent_buffers_set")
-    before = [(m, dict(vars(m)), {s: copy.copy(vars(m)[s]) for s in stores}) for m in model.modules()]
+    """Takes back what a forward pass writes into its modules: caches, counters, new buffers, hooks."""
+    before = [(m, dict(vars(m)), _contents(m)) for m in model.modules()]
     try:
         yield
     finally:
         for module, attributes, contents in before:
             vars(module).clear()
             vars(module).update(attributes)
-            for store, content in contents.items():
-                vars(module)[store].clear()
-                vars(module)[store].update(content)
+            for store, content in contents:
+                store.clear()
+                getattr(store, "extend" if isinstance(store, list) else "update")(content)
+
+
+def _contents(module: nn.Module) -> list[tuple[Any, Any]]:
+    """The containers that a module holds, each with a copy."""
+    return [(store, copy.copy(store)) for store in vars(module).values() if isinstance(store, dict | set | list)]

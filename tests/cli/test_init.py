@@ -35,5 +35,5 @@ def test_a_folder_that_is_not_there_is_named(refused, tiny, tmp_path):
 
 def test_a_model_that_is_not_there_is_named(refused, tmp_path):
     told = refused("init", tmp_path / "nowhere")
-    assert "expected a decoder as a hub id or a local folder" in told
+    assert "expected a model as a hub id, a local folder or a config file" in told
     assert "no such folder" in told

@@ -20,7 +20,7 @@ def test_a_folder_without_a_config_is_refused(tmp_path):
 
 def test_a_config_of_something_else_is_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "nothing-known"}')
-    with pytest.raises(CheckpointError, match="expected a decoder"):
+    with pytest.raises(CheckpointError, match="expected a model"):
         graph_of(str(tmp_path))
 
 

@@ -3,7 +3,7 @@
     python -m tests.docs.tables      # from the root of the repository: fills them in anew
 
 On a page a table stands between ``<!-- table: KIND NAME -->`` and ``<!-- end of table -->``; kinds are ``section`` (of
-a spec), ``criterion`` (its options) and ``verb`` (its arguments and options).
+a spec), ``criterion`` (its options), ``verb`` (its arguments and options) and ``tasks`` (what models are for).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pydantic import BaseModel
 from graphprune import declared, schema
 from graphprune.cli import app
 from graphprune.importance import criteria
+from graphprune.tasks import TASKS
 
 PAGES = Path(__file__).resolve().parents[2] / "docs"
 TABLE = re.compile(r"(<!-- table: (\w+) ([\w-]+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
@@ -65,7 +66,12 @@ def verb_table(name: str) -> str:
     return _table(("", "default", "meaning"), rows)
 
 
-TABLES = {"section": section_table, "criterion": criterion_table, "verb": verb_table}
+def tasks_table(name: str) -> str:
+    """The values of an option and what they stand for; ``name`` is the option."""
+    return _table((f"`--{name}`", "auto class"), ((f"`{task}`", f"`{auto}`") for task, auto in TASKS.items()))
+
+
+TABLES = {"section": section_table, "criterion": criterion_table, "verb": verb_table, "tasks": tasks_table}
 
 
 def _plain(value: Any) -> Any:

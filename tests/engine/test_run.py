@@ -48,9 +48,9 @@ def checkpoint(llama, tmp_path):
 def _proof_in_this_process(monkeypatch):
     """The same proof as verify_folder gives, without the seconds that a fresh process takes to start."""
 
-    def verify(folder, input_ids, expected_logits):
+    def verify(folder, inputs, expected_logits):
         with torch.no_grad():
-            distance = (load(folder)(input_ids).logits - expected_logits).abs().max().item()
+            distance = (load(folder)(**inputs).logits - expected_logits).abs().max().item()
         assert distance < 1e-5
         return distance
 

@@ -98,13 +98,15 @@ class Forgetful(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.up, self.down, self.calls = nn.Linear(6, 10), nn.Linear(10, 6), 0
+        self.up, self.down, self.calls, self.cache = nn.Linear(6, 10), nn.Linear(10, 6), 0, {}
 
     def forward(self, x):
         self.calls += 1
+        self.cache[self.calls] = x
         if not hasattr(self, "table"):
             self.table = torch.arange(6.0)
             self.register_buffer("positions", torch.arange(3), persistent=False)
+            self.up.register_forward_hook(lambda *_: None)
         return self.down(torch.relu(self.up(x + self.table)))
 
 
@@ -112,6 +114,7 @@ def test_a_forward_leaves_nothing_in_its_modules():
     model = Forgetful()
     trace(model, example_inputs=(torch.ones(2, 6),))
     assert model.calls == 0 and not hasattr(model, "table") and not hasattr(model, "positions")
+    assert model.cache == {} and not model.up._forward_hooks
     assert model(torch.ones(2, 6)).isfinite().all() and model.calls == 1
 
 

@@ -287,7 +287,7 @@ def norm_over(
 ) -> Tensor:
     """``layer_norm`` (``centred``) or ``rms_norm`` over the last entries where ``keep`` is 1; zero elsewhere."""
     count = keep.sum()
-    wide = (tensor * keep).float()
+    wide = (tensor * keep).to(torch.promote_types(tensor.dtype, torch.float32))
     if centred:
         wide = (wide - wide.sum(-1, keepdim=True) / count) * keep
     default = 1e-5 if centred else torch.finfo(tensor.dtype).eps

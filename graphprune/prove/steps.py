@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +21,7 @@ from graphprune.plan import PrunePlan
 from graphprune.prove import subject
 from graphprune.prove.liveness import liveness, unlearnable
 from graphprune.prove.plans import Trial
+from graphprune.prove.precise import computing_in_float64, in_float64, widened
 from graphprune.prove.proof import Fate, ProofRow
 from graphprune.prove.subject import Generated
 from graphprune.reshape.apply import cut_model
@@ -67,8 +68,39 @@ class Subject:
         return small
 
     @cached_property
+    def precise(self) -> Subject | None:
+        """The same in float64, to be asked inside of :func:`computing_in_float64`; None where that does not run."""
+        model, inputs = in_float64(self.model), widened(self.inputs)
+        if model is None:
+            return None
+        try:
+            with computing_in_float64(model):
+                dense = subject.logits_of(model, inputs)
+        except Exception:  # noqa: BLE001 - a model may refuse float64 in any way it likes
+            return None
+        prompt = None if self.prompt is None else widened(self.prompt)
+        return replace(self, model=model, inputs=inputs, dense=dense, prompt=prompt)
+
+    def difference(self, plan: PrunePlan, silent: Tensor) -> float:
+        """How far the logits of a cut copy are from ``silent``, those of the masked model."""
+        return subject.distance(subject.logits_of(self.cut(plan), self.inputs), silent)
+
+    def texts(self, plan: PrunePlan) -> tuple[Generated, Generated]:
+        """What the masked model and a cut copy generate."""
+        assert self.prompt is not None
+        cache = bool(self.cache)
+        with masked(self.model, plan, self.graph):
+            expected = subject.generated(self.model, self.prompt, cache=cache)
+        return expected, subject.generated(self.cut(plan), self.prompt, cache=cache)
+
+    @cached_property
     def _own_rounding(self) -> float:
         return subject.rounding(self.model, self.inputs, self.dense, self.seed)
+
+    @property
+    def usual(self) -> float:
+        """What rounding does to the logits of a model that does not amplify it."""
+        return self.tolerance * subject.magnitude(self.dense)
 
     def allowed(self, apart: float, scale: float | None = None) -> float:
         """What counts as rounding: the tolerance, or ten times the model's own where ``apart`` exceeds that.
@@ -184,8 +216,24 @@ class Findings:
     def _compare(self, plan: PrunePlan) -> None:
         silent = self.subject.masked_logits(plan)
         self.effect = max(self.effect or 0.0, subject.distance(silent, self.subject.dense))
-        apart = subject.distance(subject.logits_of(self.subject.cut(plan), self.subject.inputs), silent)
+        apart = self.subject.difference(plan, silent)
+        if self.exact and not apart <= self.subject.usual:
+            apart = self._precisely(plan, apart)
         self.difference = max(self.difference or 0.0, apart)
+
+    def _precisely(self, plan: PrunePlan, apart: float) -> float:
+        """The difference in float64 where there is none beyond rounding, else ``apart``, that in float32."""
+        s = self.subject.precise
+        if s is None:
+            return apart
+        with computing_in_float64(s.model):
+            found = s.difference(plan, s.masked_logits(plan))
+        if not found <= s.usual:
+            return apart
+        self.notes.append(
+            f"compared in float64, because this model amplifies rounding: in float32 logits differ by {apart:.2g}"
+        )
+        return found
 
     def _judge(self) -> None:
         if self.difference is None or self.effect is None:
@@ -215,14 +263,14 @@ class Findings:
 
     def _generates(self, plan: PrunePlan) -> None:
         s = self.subject
-        assert s.prompt is not None
-        cache = bool(s.cache)
-        if not cache:
+        if not s.cache:
             self.notes.append("the unpruned model does not generate with a cache; generated without one")
-        with masked(s.model, plan, s.graph):
-            expected = subject.generated(s.model, s.prompt, cache=cache)
-        got = subject.generated(s.cut(plan), s.prompt, cache=cache)
-        self.generates = s.same_text(expected, got)
+        self.generates = s.same_text(*s.texts(plan))
+        if not self.generates and self.exact and s.precise is not None:
+            with computing_in_float64(s.precise.model):
+                self.generates = s.precise.same_text(*s.precise.texts(plan))
+            if self.generates:
+                self.notes.append("generated in float64, because this model amplifies rounding")
         if not self.generates and self.exact:
             self.problems.append("masked and reshaped model generate different tokens or logits")
 

@@ -21,10 +21,10 @@ from graphprune.trace.axes import atoms
 from graphprune.trace.functions import watching
 from graphprune.trace.groups import build_graph
 from graphprune.trace.inputs import Call, Example, calls_of, others
-from graphprune.trace.integers import configs_of, traced_numbers
+from graphprune.trace.integers import traced_numbers
 from graphprune.trace.record import Kind
 from graphprune.trace.stack import LayerStack, Passages, named_leaves
-from graphprune.trace.substitutes import fake, real, unpacked, untouched, weight_bytes, with_values
+from graphprune.trace.substitutes import experts_in_batches, fake, real, unpacked, untouched, weight_bytes, with_values
 from graphprune.trace.tracer import Tracer, following, register_parameters
 
 _HERE = f"{Path(__file__).parents[1]}{os.sep}"
@@ -169,17 +169,12 @@ def _aliases(model: nn.Module) -> dict[str, str]:
 def _prepared(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, and experts computed in a batch so that their weights are followed."""
     training = model.training
-    setting = "_experts_implementation_internal"
-    before = [(config, vars(config)[setting]) for _, config in configs_of(model) if setting in vars(config)]
     model.eval()
-    for config, _ in before:
-        vars(config)[setting] = "batched_mm"
     try:
-        yield
+        with experts_in_batches(model):
+            yield
     finally:
         model.train(training)
-        for config, value in before:
-            vars(config)[setting] = value
 
 
 @contextmanager

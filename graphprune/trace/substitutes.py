@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from graphprune.errors import TraceError
+from graphprune.trace.integers import configs_of
 
 MOST_MADE_UP = 2 << 30
 """Bytes of weights that are made up, at most, where a forward pass needs values."""
@@ -131,6 +132,20 @@ def _filled(tensor: torch.Tensor) -> torch.Tensor:
     if tensor.is_floating_point():
         return tensor.normal_(std=0.02)
     return tensor.zero_()
+
+
+@contextmanager
+def experts_in_batches(model: nn.Module) -> Iterator[None]:
+    """Inside, experts are computed by batched products, which any dtype and a tensor without values can go through."""
+    setting = "_experts_implementation_internal"
+    before = [(config, vars(config)[setting]) for _, config in configs_of(model) if setting in vars(config)]
+    for config, _ in before:
+        vars(config)[setting] = "batched_mm"
+    try:
+        yield
+    finally:
+        for config, value in before:
+            vars(config)[setting] = value
 
 
 @contextmanager

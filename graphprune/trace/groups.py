@@ -18,9 +18,10 @@ from graphprune.trace.depth import depth_groups
 from graphprune.trace.findings import Findings
 from graphprune.trace.functions import AVERAGES, LOGITS
 from graphprune.trace.integer_rules import Name, size_rules
-from graphprune.trace.integers import configs_of
+from graphprune.trace.integers import Source, configs_of
 from graphprune.trace.norms import NORMED, Remedy, remedy
 from graphprune.trace.places import Polynomial, places, polynomial
+from graphprune.trace.readers import called_readers
 from graphprune.trace.roles import PRUNABLE, UNSUPPORTED, Evidence, role_of, uncounted
 from graphprune.trace.stack import LayerStack
 from graphprune.trace.tracer import Tracer, frozen_reasons
@@ -57,6 +58,7 @@ def build_graph(tracer: Tracer, model: nn.Module, tied: dict[str, str]) -> Depen
     groups = tuple(_group(found, d, [*reasons.get(id(d.atom), ()), *unrun.reasons(d.members)]) for d in drafts)
     groups, rules = _settle(tracer, groups, by_atom, _values(model))
     rules = (*rules, *_owner_rules(tracer, model, groups, _naming(groups, by_atom)))
+    rules = (*rules, *called_readers(model, rules, _read(tracer)))
     groups += depth_groups(tracer, model)
     prunable = {g.name for g in groups if g.frozen in (None, INCOMPLETE)}
     shapes = {n: tuple(length(e) for e in dims) for n, dims in tracer.parameters.items()}
@@ -314,6 +316,13 @@ def _values(model: nn.Module) -> dict[tuple[str, str], int]:
             elif isinstance(value, tuple):
                 found.update({(owner, f"{name}[{i}]"): v for i, v in enumerate(value) if type(v) is int})
     return found
+
+
+def _read(tracer: Tracer) -> set[tuple[str, Source]]:
+    """Every module with every integer that was read, and used, while it ran."""
+    used = [(use.reader, [monomial for monomial, _ in use.terms]) for use in tracer.uses.values()]
+    used += [(reader, list(monomials)) for (reader, _), monomials in tracer.arithmetic.items()]
+    return {(reader, source) for reader, monomials in used for m in monomials for source, _ in m}
 
 
 def _owner_rules(tracer: Tracer, model: nn.Module, groups: Iterable[Group], name: Name) -> list[SizeRule]:

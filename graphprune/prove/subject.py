@@ -16,6 +16,7 @@ from graphprune.names import bare
 from graphprune.reshape.config import quiet
 from graphprune.trace.inputs import default_call
 from graphprune.trace.integers import configs_of
+from graphprune.trace.substitutes import untouched
 
 #: Tokens per sequence where no sliding window asks for more.
 LENGTH = 13
@@ -69,13 +70,14 @@ def window(model: nn.Module) -> int:
 
 
 def logits_of(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
-    """The model's logits for ``inputs``, without a cache where it has a config.
+    """The model's logits for ``inputs``, without a cache where it has a config; the model keeps no state of the pass.
 
     Raises:
         GraphPruneError: if the forward returns no tensor that could be the logits.
     """
     cache = {"use_cache": False} if hasattr(bare(model), "config") else {}
-    output = model(**{**cache, **inputs})
+    with untouched(model):
+        output = model(**{**cache, **inputs})
     found = getattr(output, "logits", output)
     if isinstance(found, tuple):
         found = found[0]
@@ -154,9 +156,12 @@ class Generated:
 
 
 def generated(model: nn.Module, prompt: Mapping[str, Any], *, cache: bool) -> Generated:
-    """The greedy continuation of ``prompt``."""
+    """The greedy continuation of ``prompt``.
+
+    The states that some models keep in their modules are taken back: a copy that is cut next would start with them.
+    """
     base: Any = model
-    with quiet():
+    with quiet(), untouched(model):
         given = base.generate(
             **prompt,
             max_new_tokens=NEW_TOKENS,

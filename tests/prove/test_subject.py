@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -88,3 +90,29 @@ def test_errors_are_told_in_one_line():
         "ValueError: two things are wrong: the first"
     )
     assert subject.told(ValueError()) == "ValueError"
+
+
+class Remembering(nn.Module):
+    """Keeps a state as wide as its weight in itself, and goes on with it."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(4))
+        self.state = None
+
+    def forward(self, x):
+        self.state = self.weight * 1 if self.state is None else self.state + self.weight
+        return x[:, None] * self.state
+
+    def generate(self, x, **_):
+        logits = torch.stack([self(x) for _ in range(2)])
+        return SimpleNamespace(sequences=logits.argmax(-1), logits=tuple(logits))
+
+
+def test_no_state_of_a_pass_stays_for_the_copy_that_is_cut_next():
+    model, x = Remembering(), torch.ones(2)
+    first = subject.logits_of(model, {"x": x})
+    assert torch.equal(subject.logits_of(model, {"x": x}), first)
+    text = subject.generated(model, {"x": x}, cache=True)
+    assert not torch.equal(text.logits[0], text.logits[1])
+    assert model.state is None and subject.twin(model).state is None

@@ -18,8 +18,7 @@ from graphprune.trace.axes import UNIT, AxisConflict, Expr, atoms, fresh, length
 from graphprune.trace.choices import Choices
 from graphprune.trace.integers import AXIS, Monomial, Source, TracedInt, terms_of
 from graphprune.trace.record import Info, Kind, ModuleFrame, Norm, Records
-from graphprune.trace.rules import RULES, Call
-from graphprune.trace.rules.pointwise import pointwise
+from graphprune.trace.rules import Call, rule_of
 from graphprune.trace.stack import LayerStack, Passages, named_leaves
 
 SILENT = frozenset(
@@ -212,16 +211,12 @@ class Tracer:
         names = [a.name for a in func._schema.arguments]
         defaults = {a.name: a.default_value for a in func._schema.arguments if a.has_default_value()}
         arguments = {**defaults, **dict(zip(names, args, strict=False)), **kwargs}
+        name, handler = rule_of(func)
         call = Call(self, name, arguments, outputs)
-        handler = RULES.get(name) or (pointwise if torch.Tag.pointwise in func.tags else Tracer._no_rule)
         try:
-            handler(call)
+            (handler or self.unknown)(call)
         except AxisConflict as error:
             self.conflict(call, error)
-
-    @staticmethod
-    def _no_rule(call: Call) -> None:
-        call.tracer.unknown(call)
 
 
 class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]

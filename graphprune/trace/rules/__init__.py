@@ -1,7 +1,7 @@
 """How ATen operations move axes; one file per kind of operation, collected in one table."""
 
 from graphprune.trace.rules import choose, contract, convolve, factory, index, pointwise, reduce, shape
-from graphprune.trace.rules.table import RULES, Call, rule
+from graphprune.trace.rules.table import RULES, Call, rule, rule_of
 
 __all__ = [
     "RULES",
@@ -14,5 +14,6 @@ __all__ = [
     "pointwise",
     "reduce",
     "rule",
+    "rule_of",
     "shape",
 ]

@@ -6,7 +6,7 @@ import torch
 
 from graphprune.trace.axes import UNIT, Expr, fresh, length, unify
 from graphprune.trace.record import Kind
-from graphprune.trace.rules.table import Call, rule
+from graphprune.trace.rules.table import POINTWISE, Call, rule
 
 KEEPS_VALUES = frozenset(
     "clone _to_copy clamp clamp_min clamp_max masked_fill where copy_ lift_fresh detach alias".split()
@@ -30,6 +30,7 @@ def broadcast(call: Call, shape: torch.Size, tensors: list[torch.Tensor]) -> lis
     return [e if length(e) == n else fresh(n) for e, n in zip(dims, shape, strict=True)]
 
 
+@rule(POINTWISE)
 def pointwise(call: Call) -> None:
     """The rule for everything that carries ``torch.Tag.pointwise``."""
     tensors = call.tensors
@@ -68,7 +69,7 @@ def _note_shift(call: Call, tensors: list[torch.Tensor]) -> None:
 
 
 @rule("clone", "_to_copy", "detach", "alias", "lift_fresh", "lift_fresh_copy", "masked_fill", "contiguous",
-      "where", "nan_to_num", "bernoulli", "native_dropout", "dropout")  # fmt: skip
+      "where", "nan_to_num", "bernoulli", "native_dropout", "dropout", "floor_divide")  # fmt: skip
 def same_shape(call: Call) -> None:
     """Operations that are element-wise without carrying the tag."""
     pointwise(call)

@@ -29,6 +29,33 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
     return register
 
 
+def rule_of(operation: Any) -> tuple[str, Rule | None]:
+    """The name and the rule of an ATen operation; an operation in place is explained as what it does, out of place.
+
+    Results are recorded after it ran, so that a tensor that was changed in place gets the axes that it has by then.
+    """
+    name: str = operation._schema.name.split("::")[-1]
+    if name in RULES:
+        return name, RULES[name]
+    if torch.Tag.pointwise in operation.tags:
+        return name, RULES[POINTWISE]
+    plain = name.removesuffix("_")
+    if plain == name or name.endswith("__") or plain in _SIZED:
+        return name, None
+    packet = getattr(torch.ops.aten, plain, None)
+    if plain not in RULES and packet is not None:
+        tags = [getattr(packet, overload).tags for overload in packet.overloads()]
+        if any(torch.Tag.pointwise in t for t in tags):
+            return plain, RULES[POINTWISE]
+    return (plain, RULES[plain]) if plain in RULES else (name, None)
+
+
+POINTWISE = "pointwise"
+"""The name of the rule for everything that carries ``torch.Tag.pointwise``."""
+_SIZED = frozenset({"as_strided"})
+"""Their rules ask for the shape that a tensor had before, which in place is lost."""
+
+
 @dataclass
 class Call:
     """One executed operation: arguments by schema name, result tensors, and the tracer's records."""

@@ -104,10 +104,20 @@ def concat(pieces: Sequence[Expr]) -> Expr:
     if len(flat) == 1:
         return flat[0]
     inner: list[Factor] = []
-    while all(flat) and all(piece[-1] is flat[0][-1] for piece in flat):
+    while all(flat) and all(_equal(piece[-1], flat[0][-1]) for piece in flat):
         inner.insert(0, flat[0][-1])
         flat = [piece[:-1] for piece in flat]
     return (Concat(tuple(flat)), *inner)
+
+
+def _equal(left: Factor, right: Factor) -> bool:
+    """Whether two resolved factors are the same; concatenations may be written down twice."""
+    if left is right:
+        return True
+    if isinstance(left, Atom) or isinstance(right, Atom) or len(left.pieces) != len(right.pieces):
+        return False
+    pairs = zip(left.pieces, right.pieces, strict=True)
+    return all(len(a) == len(b) and all(map(_equal, a, b)) for a, b in pairs)
 
 
 def _define(atom: Atom, definition: Expr) -> None:
@@ -208,7 +218,7 @@ def unify(left: Expr, right: Expr) -> None:
 def _unify(left: Expr, right: Expr) -> None:
     while True:
         a, b = resolve(left), resolve(right)
-        while a and b and a[0] is b[0]:
+        while a and b and _equal(a[0], b[0]):
             a, b = a[1:], b[1:]
         if not a or not b:
             return

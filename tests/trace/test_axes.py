@@ -71,6 +71,19 @@ def test_interleaved_channels_make_the_stride_structural():
     assert units(fused, atom)[2] == [4, 5]
 
 
+def test_a_concatenation_written_down_twice_is_one_axis():
+    """Heads of queries and keys, laid end to end once for each of two convolutions."""
+    groups, repeat, dim = fresh(2), fresh(4), fresh(10)
+    heads = [(groups, repeat), (groups,)]
+    once, twice = (concat([sum(h, ()) for h in heads]) for _ in range(2))
+    inner, other = fresh(3), fresh(3)
+    whole = concat([once + inner, twice + inner])
+    assert [f.size for f in whole] == [2, 10, 3]  # both pieces end in the same heads, which are pulled out
+    unify(once + dim + inner, twice + dim + other)
+    assert [a.size for a in atoms(once)] == [2, 4]  # nothing was split to make equal what was equal
+    assert atoms(inner) == atoms(other)
+
+
 def test_common_inner_factors_have_one_spelling():
     dim = fresh(6)
     one = concat([fresh(4) + dim, fresh(2) + dim])

@@ -117,12 +117,14 @@ def _drafts(found: Findings) -> list[Draft]:
 
 def _assign_roles(drafts: list[Draft], stack: LayerStack, stream: set[int]) -> None:
     beside: dict[str, set[Atom]] = defaultdict(set)
+    along: dict[tuple[str, int], set[Atom]] = defaultdict(set)
     read: dict[str, set[Atom]] = defaultdict(set)
+    written: dict[str, set[Atom]] = defaultdict(set)
     for draft in drafts:
         for m in draft.members:
             beside[m.tensor].add(draft.atom)
-            if m.consumes:
-                read[m.tensor].add(draft.atom)
+            along[m.tensor, m.dim].add(draft.atom)
+            (read if m.consumes else written)[m.tensor].add(draft.atom)
         draft.layers = frozenset(stack.layer(m.tensor) for m in draft.members)
     if not stream:  # no layers: whatever is not local to one of them
         stream = {id(d.atom) for d in drafts if len(d.layers) > 1 or None in d.layers}
@@ -131,7 +133,7 @@ def _assign_roles(drafts: list[Draft], stack: LayerStack, stream: set[int]) -> N
             draft.atom.flags.add(EXPERTS)
     for draft in drafts:
         neighbours = {a for m in draft.members for a in beside[m.tensor]} - {draft.atom}
-        written = {a for m in draft.members if m.consumes for a in beside[m.tensor]} - {draft.atom}
+        fed = {a for m in draft.members if m.consumes for a in written[m.tensor]} - {draft.atom}
         writers = {m.tensor for m in draft.members if not m.consumes}
         draft.role = role_of(
             Evidence(
@@ -140,11 +142,16 @@ def _assign_roles(drafts: list[Draft], stack: LayerStack, stream: set[int]) -> N
                 produced=any(not m.consumes for m in draft.members),
                 consumed=any(m.consumes for m in draft.members),
                 reads_stream=any(id(a) in stream for t in writers for a in read[t]),
-                writes_stream=any(id(a) in stream for a in written),
-                feeds=frozenset().union(*(a.flags for a in written)),
-                beside=frozenset().union(*(a.flags for a in neighbours)),
+                writes_stream=any(id(a) in stream for a in fed),
+                feeds=frozenset(frozenset(a.flags) for a in fed),
+                beside=_marks(neighbours),
+                along=_marks({a for m in draft.members for a in along[m.tensor, m.dim]} - {draft.atom}),
             )
         )
+
+
+def _marks(axes: Iterable[Atom]) -> frozenset[str]:
+    return frozenset().union(*(a.flags for a in axes))
 
 
 def _assign_names(drafts: list[Draft]) -> None:

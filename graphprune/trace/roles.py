@@ -42,8 +42,9 @@ class Evidence:
         consumed: a weight sums over this axis.
         reads_stream: a weight that writes this axis sums over the residual stream.
         writes_stream: a weight that sums over this axis writes the residual stream.
-        feeds: marks of the axes that weights write which sum over this axis.
+        feeds: marks of each axis that weights write which sum over this axis.
         beside: marks of the axes that some tensor has next to this one.
+        along: marks of those among them that make up the same dimension with this one (heads, say).
     """
 
     flags: frozenset[str]
@@ -52,8 +53,9 @@ class Evidence:
     consumed: bool
     reads_stream: bool
     writes_stream: bool
-    feeds: frozenset[str]
+    feeds: frozenset[frozenset[str]]
     beside: frozenset[str]
+    along: frozenset[str] = frozenset()
 
 
 def role_of(seen: Evidence) -> str:
@@ -73,7 +75,7 @@ def role_of(seen: Evidence) -> str:
         return _heads(flags)
     if "matched" in flags:
         return "attention.qk_dim" if "softmax_batch" in seen.beside else "mixer.state"
-    if "mixed_values" in flags:
+    if "mixed_values" in flags and not _alone(seen):
         return "attention.v_dim"
     if not (seen.produced and seen.consumed):
         return "other"
@@ -90,11 +92,20 @@ def _heads(flags: frozenset[str]) -> str:
     return "attention.query" if "repeat" in flags and "joined" not in flags else "attention.group"
 
 
-def _rank(feeds: frozenset[str]) -> str:
-    """An inner axis in front of heads is a latent of attention; one that values come from, its KV latent."""
-    if "softmax_batch" not in feeds:
+def _alone(seen: Evidence) -> bool:
+    """Channels that a recurrence mixes one by one: the values of an attention lie in heads, and no kernel mixes them."""
+    return "mixed_positions" in seen.flags and "heads" not in seen.along
+
+
+def _rank(feeds: frozenset[frozenset[str]]) -> str:
+    """An inner axis in front of heads is a latent of attention; one that values come from, its KV latent.
+
+    Values are mixed and compared with nothing. Queries and keys are compared, and an indexer mixes even those; where
+    keys are the values, they come from one axis, which is no query's latent.
+    """
+    if not any("softmax_batch" in marks for marks in feeds):
         return "rank"
-    return "mla.kv_rank" if "mixed_values" in feeds else "mla.q_rank"
+    return "mla.kv_rank" if any("mixed_values" in marks and "matched" not in marks for marks in feeds) else "mla.q_rank"
 
 
 def uncounted(role: str, flags: frozenset[str]) -> str | None:

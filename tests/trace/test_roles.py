@@ -7,11 +7,17 @@ import pytest
 from graphprune.trace.roles import PRUNABLE, UNSUPPORTED, Evidence, role_of, uncounted
 
 
-def seen(
-    *flags, stream=False, produced=True, consumed=True, reads_stream=True, writes_stream=True, feeds=(), beside=()
-):
+def seen(*flags, stream=False, consumed=True, reads_stream=True, writes_stream=True, feeds=(), beside=(), along=()):
     return Evidence(
-        frozenset(flags), stream, produced, consumed, reads_stream, writes_stream, frozenset(feeds), frozenset(beside)
+        flags=frozenset(flags),
+        stream=stream,
+        produced=True,
+        consumed=consumed,
+        reads_stream=reads_stream,
+        writes_stream=writes_stream,
+        feeds=frozenset(map(frozenset, feeds)),
+        beside=frozenset(beside),
+        along=frozenset(along),
     )
 
 
@@ -29,13 +35,16 @@ def seen(
         (seen("matched", beside=["softmax_batch"]), "attention.qk_dim"),
         (seen("matched"), "mixer.state"),
         (seen("mixed_values"), "attention.v_dim"),
+        (seen("mixed_values", "mixed_positions"), "mixer.channel"),
+        (seen("mixed_values", "mixed_positions", along=["heads"]), "attention.v_dim"),
         (seen("lookup", stream=True), "hidden"),
         (seen("mixed_positions"), "mixer.channel"),
         (seen(), "mlp.channel"),
         (seen(beside=["expert_weights"]), "moe.channel"),
         (seen(writes_stream=False), "rank"),
-        (seen(writes_stream=False, feeds=["softmax_batch", "matched"]), "mla.q_rank"),
-        (seen(writes_stream=False, feeds=["softmax_batch", "mixed_values"]), "mla.kv_rank"),
+        (seen(writes_stream=False, feeds=[["softmax_batch"], ["matched"]]), "mla.q_rank"),
+        (seen(writes_stream=False, feeds=[["softmax_batch"], ["mixed_values"]]), "mla.kv_rank"),
+        (seen(writes_stream=False, feeds=[["softmax_batch"], ["matched", "mixed_values"]]), "mla.q_rank"),
         (seen(consumed=False), "other"),
     ],
 )

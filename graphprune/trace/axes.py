@@ -47,6 +47,11 @@ class Atom:
         """The flags of the whole class of united atoms."""
         return self.root()._flags
 
+    @property
+    def definition(self) -> Expr | None:
+        """What this atom, which represents its class, was divided into; None while it is whole."""
+        return self._definition
+
     def __repr__(self) -> str:
         return f"Atom({self.size}@{id(self.root()) % 9973})"
 

@@ -54,13 +54,14 @@ def _laid_out(tracer: Tracer, stack: Stack) -> str | None:
         names = {attribute for monomial, _ in use.terms for (_, attribute), _ in monomial}
         picked = any(isinstance(factor, Concat) for factor in resolve(use.axis))  # one by one
         if names & {attribute for _, attribute in stack.counts} and (picked or matters(use.axis)):
-            where = use.reader or "the model"
-            return f"the forward of {where} divides a tensor among the layers, which would have to be cut alike"
+            reason = tracer.portions.why_not(use.axis, use.reader or "the model", tracer.parameters)
+            if reason is not None:
+                return reason
     return None
 
 
 def _members(tracer: Tracer, model: nn.Module) -> Iterator[Member]:
-    """Every tensor that one layer has to itself, whole."""
+    """Every tensor that one layer has to itself, whole, and the portions that layers have of others."""
     stack = tracer.passages.stack
     shared = _shared(model, tracer)
     for name, dims in tracer.parameters.items():
@@ -69,6 +70,7 @@ def _members(tracer: Tracer, model: nn.Module) -> Iterator[Member]:
             length = math.prod(f.size for f in dims[0]) if dims else 1
             whole = Block(start=0, unit_stride=length, loops=((length, 1),) if length > 1 else ())
             yield Member(tensor=name, dim=0, size=stack.count, length=length, blocks=(whole,), only=layer)
+    yield from tracer.portions.members(tracer.parameters)
 
 
 def _shared(model: nn.Module, tracer: Tracer) -> set[str]:

@@ -38,6 +38,7 @@ class Info:
         mean_square: whether this is a mean of squares, to which a norm adds its epsilon.
         selected: whether an integer tensor results from choosing positions by activation (top-k, arg-max).
         entry: index of the layer in which it was computed; None outside of the stack, and for the stream itself.
+        portion: of which layer it is the portion of an axis that is divided among layers; None for all else.
     """
 
     dims: tuple[Expr, ...]
@@ -51,6 +52,7 @@ class Info:
     mean_square: bool = False
     selected: bool = False
     entry: int | None = None
+    portion: int | None = None
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,10 @@ from graphprune.trace.axes import atoms
 from graphprune.trace.functions import watching
 from graphprune.trace.groups import build_graph
 from graphprune.trace.inputs import Call, Example, calls_of, others
-from graphprune.trace.integers import traced_numbers
+from graphprune.trace.integers import configs_of, traced_numbers
+from graphprune.trace.portions import Portions
 from graphprune.trace.record import Kind
-from graphprune.trace.stack import LayerStack, Passages, named_leaves
+from graphprune.trace.stack import LayerStack, Passages, counts, named_leaves
 from graphprune.trace.substitutes import experts_in_batches, fake, real, unpacked, untouched, weight_bytes, with_values
 from graphprune.trace.tracer import Tracer, following, register_parameters
 
@@ -81,7 +82,7 @@ def _followed(model: nn.Module, calls: list[Call], stand_in: Callable[[torch.Ten
 def _follow(
     model: nn.Module, calls: list[Call], stand_in: Callable[[torch.Tensor], torch.Tensor], stack: LayerStack
 ) -> Tracer:
-    tracer = Tracer(Passages(stack))
+    tracer = Tracer(Passages(stack), Portions(stack.count, frozenset(counts(model, stack.count))))
     mode = FakeTensorMode(allow_non_fake_inputs=True) if stand_in is fake else nullcontext()
     with mode:
         tensors = {n: stand_in(t) if stand_in is fake else t for n, t in model.named_parameters()}

@@ -156,7 +156,7 @@ def describe_stack(model: nn.Module, stack: LayerStack) -> Stack:
         size=stack.count,
         numbering=tuple(numbering(list(entries.children()))),
         lists=tuple(_lists(model, stack.count)),
-        counts=tuple(_counts(model, stack.count)),
+        counts=tuple(counts(model, stack.count)),
     )
 
 
@@ -235,7 +235,8 @@ def numbered_lookup(model: nn.Module, count: int) -> str | None:
     return None
 
 
-def _counts(model: nn.Module, count: int) -> Iterator[tuple[str, str]]:
+def counts(model: nn.Module, count: int) -> Iterator[tuple[str, str]]:
+    """The integers on the config that say how many entries there are, as (owner, attribute)."""
     for owner, config in configs_of(model):
         common = getattr(config, "attribute_map", {}).get("num_hidden_layers", "num_hidden_layers")
         for name in dict.fromkeys((common, *DEPTHS)):

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_flatten
 from graphprune.trace.axes import UNIT, AxisConflict, Expr, atoms, fresh, length, matters
 from graphprune.trace.choices import Choices
 from graphprune.trace.integers import AXIS, Monomial, Source, TracedInt, terms_of
+from graphprune.trace.portions import Portions
 from graphprune.trace.record import Info, Kind, ModuleFrame, Norm, Records
 from graphprune.trace.rules import Call, rule_of
 from graphprune.trace.stack import LayerStack, Passages, named_leaves
@@ -63,6 +64,7 @@ class Tracer:
     """Everything learned from one forward pass; the rules write, :mod:`graphprune.trace.groups` reads."""
 
     passages: Passages = field(default_factory=lambda: Passages(LayerStack(nn.Module())))
+    portions: Portions = field(default_factory=Portions)
     records: Records = field(default_factory=Records)
     parameters: dict[str, tuple[Expr, ...]] = field(default_factory=dict)
     touched: set[str] = field(default_factory=set)
@@ -101,6 +103,7 @@ class Tracer:
         if info.kind is Kind.WEIGHT and len(info.params) == 1:
             self.readers[min(info.params)].add(self.where)
         self.passages.used(info)
+        self.portions.used(info, self.passages.current, self.where or "the model")
         return info
 
     def found(self, info: Info) -> None:
@@ -160,6 +163,7 @@ class Tracer:
             terms = tuple(sorted(terms_of(number).items()))
             atoms_of = tuple(id(a) for a in atoms(axis))
             self.uses[terms, atoms_of, self.where] = IntegerUse(terms, axis, self.where)
+            self.portions.measured(terms, axis)
 
     def computed_with(self, number: int) -> None:
         """The forward computes with a number, beyond setting lengths by it."""
@@ -217,6 +221,8 @@ class Tracer:
             (handler or self.unknown)(call)
         except AxisConflict as error:
             self.conflict(call, error)
+        pointwise_op = torch.Tag.pointwise in func.tags
+        self.portions.follow(call, self.records, self.where or "the model", pointwise=pointwise_op)
 
 
 class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]

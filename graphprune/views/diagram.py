@@ -77,7 +77,7 @@ class _Drawing:
         for group in self.graph.groups:
             if group.name not in self._groups:
                 continue
-            if group.members and all(m.only is not None for m in group.members):
+            if group.members and any(m.only is not None for m in group.members):
                 lines += self._frame_edges(group)
             else:
                 lines += [self._edge(group, m) for m in group.members if m.tensor in self._tensors]

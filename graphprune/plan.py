@@ -145,6 +145,12 @@ class PrunePlan(BaseModel):
         return out
 
 
+def _must_stay(units: tuple[int, ...]) -> str:
+    if len(units) > 1:
+        return f"one of the units {list(units)}, which are of a kind, must stay"
+    return f"unit {units[0]} must stay: it is the only one of its kind, or others need it (see the graph's notes)"
+
+
 def _problems(group: Group, units: tuple[int, ...]) -> list[str]:
     problems = []
     if group.frozen is not None and units:
@@ -152,7 +158,7 @@ def _problems(group: Group, units: tuple[int, ...]) -> list[str]:
     if units and not 0 <= units[0] <= units[-1] < group.size:
         problems.append(f"group '{group.name}' has units 0..{group.size - 1}, got {units}")
     elif lost := [units_of for units_of in group.essential if set(units_of) <= set(units)]:
-        problems.append(f"group '{group.name}': one of the units {list(lost[0])}, which are of a kind, must stay")
+        problems.append(f"group '{group.name}': {_must_stay(lost[0])}")
     elif group.size - len(units) < group.minimum:
         problems.append(
             f"group '{group.name}' has {group.size} units; removing {len(units)} leaves "

@@ -28,6 +28,8 @@ def depth_groups(tracer: Tracer, model: nn.Module) -> tuple[Group, ...]:
         obstacle = f"'{other}' has an entry for every entry of '{stack.path}'; they would have to go together"
     if obstacle is None:
         obstacle = _laid_out(tracer, described)
+    needed = tracer.passages.needed() if obstacle is None else {}
+    tracer.notes.extend(f"layer {index} must stay: {reason}" for index, reason in needed.items())
     passage = next((p for calls in tracer.passages.seen.values() for p in calls if p), None)
     units = Axis(size=stack.count, length=stack.count, blocks=(Block(start=0, unit_stride=1),))
     sites: tuple[MaskSite, ...] = ()
@@ -41,7 +43,8 @@ def depth_groups(tracer: Tracer, model: nn.Module) -> tuple[Group, ...]:
         size=stack.count,
         members=tuple(_members(tracer, model)),
         sites=sites,
-        essential=tuple(kinds(model, stack.count)),
+        minimum=max(1, len(needed)),
+        essential=(*kinds(model, stack.count), *((index,) for index in needed)),
         frozen=obstacle,
         stacks=(described,),
     )

@@ -1,13 +1,13 @@
 """The main stack of layers: where it is, and how the text's stream runs through its entries.
 
 An entry can be left out whole if it hands on what it was given: one argument and one output carry the same axes (the
-residual stream), and nothing else that an entry computes is used by another one.
+residual stream), and nothing else that it computes is used by another one.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -125,11 +125,18 @@ class Passages:
                     return f"layer {index} does not hand on the residual stream that it is given"
         if len({(p.argument, p.output) for calls in self.seen.values() for p in calls if p}) > 1:
             return "layers take and hand on the residual stream in different places"
-        if self.crossings:
-            made, used = min(self.crossings, key=lambda c: (c[0], -1 if c[1] is None else c[1]))
+        needed = self.needed()
+        return needed[min(needed)] if len(needed) == self.stack.count else None
+
+    def needed(self) -> dict[int, str]:
+        """The entries that must stay because of what they compute for others, with the reason, by their index."""
+        reasons: dict[int, str] = {}
+        for made, used in sorted(self.crossings, key=lambda c: (c[0], -1 if c[1] is None else c[1])):
             where = "after the stack" if used is None else f"in layer {used}"
-            return f"layer {made} computes something besides the residual stream that is used {where}"
-        return None
+            reasons.setdefault(
+                made, f"layer {made} computes something besides the residual stream that is used {where}"
+            )
+        return reasons
 
 
 def named_leaves(tree: Any) -> Iterator[tuple[str, torch.Tensor]]:
@@ -189,7 +196,7 @@ def _lists(model: nn.Module, count: int) -> Iterator[tuple[str, str]]:
         for name, value in (*vars(config).items(), *_computed(config)):
             if not isinstance(value, list | tuple) or len(value) != count or name.endswith("_id"):
                 continue
-            about_layers = "layer" in name or all(isinstance(v, str) for v in value)
+            about_layers = "layer" in name or _words(value)
             if about_layers or count >= _CERTAIN:
                 yield owner, name
 
@@ -207,13 +214,21 @@ def kinds(model: nn.Module, count: int) -> Iterator[tuple[int, ...]]:
 
 
 def _computed(config: Any) -> Iterator[tuple[str, Any]]:
-    """The lists that a config computes from its other fields."""
+    """The lists that a config computes from its other fields: properties that say so, or are called after layers."""
     for name in dir(type(config)):
-        if "layer" in name and not name.startswith("_") and isinstance(getattr(type(config), name, None), property):
+        rule = getattr(type(config), name, None)
+        if name.startswith("_") or not isinstance(rule, property):
+            continue
+        if "layer" in name or "list[" in str(getattr(rule.fget, "__annotations__", {}).get("return")):
             try:
                 yield name, getattr(config, name)
             except Exception:  # noqa: BLE001, S112 - a property may need fields that this config lacks
                 continue
+
+
+def _words(values: Sequence[Any]) -> bool:
+    """Whether a list tells its items apart by words, of which some may be missing."""
+    return any(isinstance(v, str) for v in values) and all(isinstance(v, str | None) for v in values)
 
 
 def beside(model: nn.Module, stack: LayerStack) -> str | None:

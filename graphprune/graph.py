@@ -113,7 +113,8 @@ class MaskSite(Value):
     one that has the tensor).
     ``logits``: set to -inf, along ``dim``, the input of the ``call``-th call of ``function`` inside ``module``.
     ``norm``: leave them out of what that call of a norm or mean averages; a norm's output is zero there.
-    ``skip``: let entry u of the module list ``module`` hand on its argument ``argument`` as its output ``output``.
+    ``skip``: let entry u of the module list ``module`` hand on its argument ``argument`` as its output ``output``; that
+    of entry u of the list ``reader``, where a layer begins there.
     """
 
     kind: Literal["input", "weight", "logits", "norm", "skip"]

@@ -376,17 +376,21 @@ class MaskCall(TorchFunctionMode):
 def _skip_entries(model: nn.Module, site: MaskSite, keep: Keep) -> list[RemovableHandle]:
     """Entries of the module list that are silenced hand on what they were given."""
     gone = [u for u, stays in enumerate(keep.units.tolist()) if not stays]
-    return [skip_entry(resolve_module(model, f"{site.module}.{u}"), site) for u in gone]
+    return [handle for u in gone for handle in skip_entry(model, site, u)]
 
 
-def skip_entry(entry: nn.Module, site: MaskSite, share: Tensor | None = None) -> RemovableHandle:
-    """Makes an entry of a module list hand on its input, or add only ``share`` of what it changes."""
+def skip_entry(model: nn.Module, site: MaskSite, unit: int, share: Tensor | None = None) -> list[RemovableHandle]:
+    """Makes an entry of a module list hand on what it is given, or add only ``share`` of what it changes."""
+    taken: list[Tensor] = []
+
+    def began(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], _output: Any) -> None:
+        taken[:] = [_argument(module, site.argument, args, kwargs)]
 
     def blended(given: Tensor, made: Tensor) -> Tensor:
         return given if share is None else given + share.to(made) * (made - given)
 
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        given = _argument(module, site.argument, args, kwargs)
+    def ended(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        given = taken.pop() if site.reader else _argument(module, site.argument, args, kwargs)
         if not site.output:
             return blended(given, output)
         if isinstance(output, tuple | list):
@@ -396,7 +400,11 @@ def skip_entry(entry: nn.Module, site: MaskSite, share: Tensor | None = None) ->
         output[site.output] = blended(given, output[site.output])
         return output
 
-    return entry.register_forward_hook(hook, with_kwargs=True)
+    hooks = {site.module: ended, site.reader: began} if site.reader else {site.module: ended}
+    return [
+        resolve_module(model, f"{path}.{unit}").register_forward_hook(hook, with_kwargs=True)
+        for path, hook in hooks.items()
+    ]
 
 
 def _argument(module: nn.Module, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

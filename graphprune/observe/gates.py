@@ -122,8 +122,7 @@ def _place(model: nn.Module, site: MaskSite, gate: Tensor) -> list[RemovableHand
     if site.kind == "logits":
         return _on_logits(resolve_module(model, site.module), site, spread)
     if site.kind == "skip":
-        entries = resolve_module(model, site.module).children()
-        return [skip_entry(entry, site, gate[u]) for u, entry in enumerate(entries)]
+        return [handle for u in range(site.axis.size) for handle in skip_entry(model, site, u, gate[u])]
     return PLACERS[site.kind](model, site, spread)
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from torch import nn
 
-from graphprune.graph import Axis, Block, Group, MaskSite, Member, Stack
+from graphprune.graph import Axis, Block, Group, MaskSite, Member, SizeRule, Stack
 from graphprune.trace.axes import Concat, matters, resolve
-from graphprune.trace.stack import beside, describe_stack, kinds, numbered_lookup
+from graphprune.trace.stack import LayerStack, Passage, describe_stacks, kinds, numbered_lookup, own_counts
 from graphprune.trace.tracer import Tracer
 
 
@@ -19,13 +19,16 @@ def depth_groups(tracer: Tracer, model: nn.Module) -> tuple[Group, ...]:
     if stack.path is None or stack.count < 2:
         return ()
     obstacle = tracer.passages.obstacle()
-    described = describe_stack(model, stack)
+    described = describe_stacks(model, stack)
     lookup = numbered_lookup(model, stack.count)
     if lookup is not None and obstacle is None:
         obstacle = f"'{lookup}' looks layers up by their numbers, which change when a layer goes"
-    other = beside(model, stack)
-    if other is not None and obstacle is None:
-        obstacle = f"'{other}' has an entry for every entry of '{stack.path}'; they would have to go together"
+    apart = [path for path in stack.beside if path not in stack.lists]
+    if apart and obstacle is None:
+        obstacle = (
+            f"'{apart[0]}' has an entry for every entry of '{stack.path}'; they would have to go together, but do not "
+            "run in turns"
+        )
     if obstacle is None:
         obstacle = _laid_out(tracer, described)
     needed = tracer.passages.needed() if obstacle is None else {}
@@ -34,8 +37,7 @@ def depth_groups(tracer: Tracer, model: nn.Module) -> tuple[Group, ...]:
     units = Axis(size=stack.count, length=stack.count, blocks=(Block(start=0, unit_stride=1),))
     sites: tuple[MaskSite, ...] = ()
     if passage is not None and obstacle is None:
-        skip = MaskSite(kind="skip", module=stack.path, axis=units, argument=passage.argument, output=passage.output)
-        sites = (skip,)
+        sites = (_skip(stack, units, passage),)
     group = Group(
         name=f"{stack.path}/layer",
         role="layer",
@@ -46,17 +48,38 @@ def depth_groups(tracer: Tracer, model: nn.Module) -> tuple[Group, ...]:
         minimum=max(1, len(needed)),
         essential=(*kinds(model, stack.count), *((index,) for index in needed)),
         frozen=obstacle,
-        stacks=(described,),
+        stacks=described,
     )
     return (group,)
 
 
-def _laid_out(tracer: Tracer, stack: Stack) -> str | None:
+def depth_rules(tracer: Tracer, model: nn.Module, groups: Iterable[Group]) -> Iterator[SizeRule]:
+    """The integers, beside those of the config, that count the layers which may go."""
+    for group in groups:
+        if group.stacks and group.frozen is None:
+            for owner, attribute in own_counts(model, tracer.passages.stack):
+                yield SizeRule(owner=owner, attribute=attribute, reader=owner, constant=0, terms=((1, (group.name,)),))
+
+
+def _skip(stack: LayerStack, units: Axis, passage: Passage) -> MaskSite:
+    """A layer hands on what its first module is given as what its last one makes."""
+    first, last = stack.lists[0], stack.lists[-1]
+    return MaskSite(
+        kind="skip",
+        module=last,
+        axis=units,
+        argument=passage.argument,
+        output=passage.output,
+        reader="" if first == last else first,
+    )
+
+
+def _laid_out(tracer: Tracer, stacks: tuple[Stack, ...]) -> str | None:
     """Why layers cannot go one by one where a tensor outside of them has a part for each."""
     for use in tracer.uses.values():
         names = {attribute for monomial, _ in use.terms for (_, attribute), _ in monomial}
         picked = any(isinstance(factor, Concat) for factor in resolve(use.axis))  # one by one
-        if names & {attribute for _, attribute in stack.counts} and (picked or matters(use.axis)):
+        if names & {attribute for stack in stacks for _, attribute in stack.counts} and (picked or matters(use.axis)):
             reason = tracer.portions.why_not(use.axis, use.reader or "the model", tracer.parameters)
             if reason is not None:
                 return reason

@@ -14,7 +14,7 @@ from torch import nn
 
 from graphprune.graph import Axis, ConstantSlice, DependencyGraph, Group, MaskSite, Member, SizeRule
 from graphprune.trace.axes import Atom, Expr, atoms, length, matters
-from graphprune.trace.depth import depth_groups
+from graphprune.trace.depth import depth_groups, depth_rules
 from graphprune.trace.findings import Findings
 from graphprune.trace.functions import AVERAGES, LOGITS
 from graphprune.trace.integer_rules import Name, size_rules
@@ -60,6 +60,7 @@ def build_graph(tracer: Tracer, model: nn.Module, tied: dict[str, str]) -> Depen
     rules = (*rules, *_owner_rules(tracer, model, groups, _naming(groups, by_atom)))
     rules = (*rules, *called_readers(model, rules, _read(tracer)))
     groups += depth_groups(tracer, model)
+    rules = (*rules, *depth_rules(tracer, model, groups))
     prunable = {g.name for g in groups if g.frozen in (None, INCOMPLETE)}
     shapes = {n: tuple(length(e) for e in dims) for n, dims in tracer.parameters.items()}
     return DependencyGraph(

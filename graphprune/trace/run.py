@@ -70,13 +70,20 @@ def _followed_as_far(model: nn.Module, calls: list[Call], stand_in: Callable[[to
 
 
 def _followed(model: nn.Module, calls: list[Call], stand_in: Callable[[torch.Tensor], torch.Tensor]) -> Tracer:
-    """Runs every call, with other tensors in place of the model's; again where the largest stack had no part in it."""
+    """Runs every call, with other tensors in place of the model's.
+
+    Runs them again where the largest stack had no part in it, and where its layers turn out to be spread over lists.
+    """
     stack = LayerStack(model)
     while True:
         tracer = _follow(model, calls, stand_in, stack)
-        if stack.path is None or any(stack.layer(name) is not None for name in tracer.touched):
+        if stack.path is not None and not any(stack.layer(name) is not None for name in tracer.touched):
+            stack = LayerStack(model, stack.idle | {stack.path})
+            continue
+        spread = tracer.passages.spread()
+        if spread in ((), stack.lists):
             return tracer
-        stack = LayerStack(model, stack.idle | {stack.path})
+        stack = LayerStack(model, stack.idle, spread)
 
 
 def _follow(

@@ -29,29 +29,63 @@ DEPTHS = ("num_layers", "decoder_layers", "num_decoder_layers")
 
 
 class LayerStack:
-    """The main stack: the outermost module list that holds most parameters; idle ones (a vision tower) apart."""
+    """The main stack: the outermost module list that holds most parameters; idle ones (a vision tower) apart.
 
-    def __init__(self, model: nn.Module, idle: frozenset[str] = frozenset()) -> None:
-        lists = {
+    Layers may be spread over several lists (``attentions``, ``ffns``, …) of as many entries.
+
+    Attributes:
+        path: of the list that holds most parameters; None without any.
+        count: how many layers there are.
+        beside: paths of lists with as many entries beside it.
+        lists: paths of the lists that make up a layer, in the order in which its parts run.
+    """
+
+    def __init__(self, model: nn.Module, idle: frozenset[str] = frozenset(), lists: tuple[str, ...] = ()) -> None:
+        found = {
             path: sum(p.numel() for p in module.parameters())
             for path, module in model.named_modules()
             if isinstance(module, nn.ModuleList)
         }
-        outer = [p for p in lists if not any(p.startswith(q + ".") for q in lists) and p not in idle]
+        outer = [p for p in found if not any(p.startswith(q + ".") for q in found) and p not in idle]
         self.idle = idle
-        self.path = max(outer, key=lambda p: lists[p], default=None)
+        self.path = max(outer, key=lambda p: found[p], default=None)
         self.count = len(model.get_submodule(self.path)) if self.path is not None else 0  # type: ignore[arg-type]
+        self.beside = tuple(_beside(model, self.path, self.count))
+        self.lists = lists or ((self.path,) if self.path is not None else ())
 
     def layer(self, name: str) -> int | None:
-        """The index of the entry that holds a tensor or module, or None."""
-        if self.path is None or not name.startswith(self.path + "."):
-            return None
-        return int(name[len(self.path) + 1 :].split(".", 1)[0])
+        """The index of the layer that holds a tensor or module, or None."""
+        path = next((path for path in self.lists if name.startswith(path + ".")), None)
+        return None if path is None else int(name[len(path) + 1 :].split(".", 1)[0])
 
-    def entry(self, path: str) -> int | None:
-        """The index of the entry at ``path``, or None if there is none at exactly this path."""
-        index = self.layer(path)
-        return index if index is not None and path == f"{self.path}.{index}" else None
+    def begins(self, path: str) -> int | None:
+        """The index of the layer that begins with the module at ``path``, or None."""
+        return self._entry(path, self.lists[0]) if self.lists else None
+
+    def ends(self, path: str) -> int | None:
+        """The index of the layer that ends with the module at ``path``, or None."""
+        return self._entry(path, self.lists[-1]) if self.lists else None
+
+    def part(self, path: str) -> tuple[str, int] | None:
+        """The list that has a part of a layer at ``path``, and the index of the layer; None for any other module."""
+        for parts in (self.path, *self.beside):
+            index = None if parts is None else self._entry(path, parts)
+            if parts is not None and index is not None:
+                return parts, index
+        return None
+
+    @staticmethod
+    def _entry(path: str, parts: str) -> int | None:
+        above, _, name = path.rpartition(".")
+        return int(name) if above == parts else None
+
+
+def _beside(model: nn.Module, path: str | None, count: int) -> Iterator[str]:
+    """Other module lists with as many entries as the stack, beside it."""
+    parent, _, own = (path or "").rpartition(".")
+    for name, module in model.get_submodule(parent).named_children() if path else ():
+        if name != own and isinstance(module, nn.ModuleList) and len(module) == count:
+            yield f"{parent}.{name}".lstrip(".")
 
 
 @dataclass(frozen=True)
@@ -72,6 +106,7 @@ class Passages:
     running: list[tuple[int, str, Info | None]] = field(default_factory=list)
     seen: dict[int, list[Passage | None]] = field(default_factory=lambda: defaultdict(list))
     crossings: set[tuple[int, int | None]] = field(default_factory=set)
+    parts: list[tuple[str, int]] = field(default_factory=list)
 
     @property
     def current(self) -> int | None:
@@ -80,7 +115,9 @@ class Passages:
 
     def enter(self, path: str, inputs: Iterable[tuple[str, torch.Tensor]], records: Records) -> None:
         """An entry begins: its first activation of two or more dimensions is the stream."""
-        index = self.stack.entry(path)
+        if self.stack.beside and (part := self.stack.part(path)) is not None:
+            self.parts.append(part)
+        index = self.stack.begins(path)
         if index is None:
             return
         for name, tensor in inputs:
@@ -92,7 +129,7 @@ class Passages:
 
     def leave(self, path: str, outputs: Any, records: Records) -> None:
         """An entry ends: the first output of the stream's shape carries it on."""
-        index = self.stack.entry(path)
+        index = self.stack.ends(path)
         if index is None or self.current != index:
             return
         _, argument, given = self.running.pop()
@@ -109,6 +146,14 @@ class Passages:
         """A tensor is read; what another entry computed besides the stream ties the two together."""
         if info.entry is not None and info.kind is Kind.ACTIVATION and info.entry != self.current:
             self.crossings.add((info.entry, self.current))
+
+    def spread(self) -> tuple[str, ...]:
+        """The lists over which layers are spread, in the order in which they run; empty if they do not take turns."""
+        lists = tuple(dict.fromkeys(path for path, _ in self.parts))
+        turns = [(path, index) for index in range(self.stack.count) for path in lists]
+        rounds, rest = divmod(len(self.parts), len(turns) or 1)
+        together = {self.stack.path, *self.stack.beside} == set(lists)
+        return lists if together and not rest and self.parts == turns * rounds else ()
 
     def stream(self) -> set[int]:
         """Identities of the atoms that the stream's last dimension is made of."""
@@ -154,16 +199,17 @@ def _same(left: Expr, right: Expr) -> bool:
     return length(left) == 1 or [id(a) for a in atoms(left)] == [id(a) for a in atoms(right)]
 
 
-def describe_stack(model: nn.Module, stack: LayerStack) -> Stack:
-    """The stack as a value, with everything outside of it that counts its entries."""
-    assert stack.path is not None
-    entries = model.get_submodule(stack.path)
-    return Stack(
-        path=stack.path,
-        size=stack.count,
-        numbering=tuple(numbering(list(entries.children()))),
-        lists=tuple(_lists(model, stack.count)),
-        counts=tuple(counts(model, stack.count)),
+def describe_stacks(model: nn.Module, stack: LayerStack) -> tuple[Stack, ...]:
+    """The lists of the stack as values, with everything outside of them that counts their entries."""
+    return tuple(
+        Stack(
+            path=path,
+            size=stack.count,
+            numbering=tuple(numbering(list(model.get_submodule(path).children()))),
+            lists=tuple(_lists(model, stack.count)) if path == stack.path else (),
+            counts=tuple(counts(model, stack.count)) if path == stack.path else (),
+        )
+        for path in stack.lists
     )
 
 
@@ -231,15 +277,6 @@ def _words(values: Sequence[Any]) -> bool:
     return any(isinstance(v, str) for v in values) and all(isinstance(v, str | None) for v in values)
 
 
-def beside(model: nn.Module, stack: LayerStack) -> str | None:
-    """Another module list with as many entries beside the stack: then a layer is spread over both."""
-    parent, _, name = (stack.path or "").rpartition(".")
-    for other, module in model.get_submodule(parent).named_children():
-        if other != name and isinstance(module, nn.ModuleList) and len(module) == stack.count:
-            return f"{parent}.{other}"
-    return None
-
-
 def numbered_lookup(model: nn.Module, count: int) -> str | None:
     """A module that looks entries up by their numbers, as ``path.attribute``: moved up, they would not be found."""
     for path, module in model.named_modules():
@@ -253,7 +290,21 @@ def numbered_lookup(model: nn.Module, count: int) -> str | None:
 def counts(model: nn.Module, count: int) -> Iterator[tuple[str, str]]:
     """The integers on the config that say how many entries there are, as (owner, attribute)."""
     for owner, config in configs_of(model):
-        common = getattr(config, "attribute_map", {}).get("num_hidden_layers", "num_hidden_layers")
-        for name in dict.fromkeys((common, *DEPTHS)):
+        for name in _depths(config):
             if vars(config).get(name) == count:
                 yield owner, name
+
+
+def own_counts(model: nn.Module, stack: LayerStack) -> Iterator[tuple[str, str]]:
+    """The integers by which the module that has the stack counts its entries, as (path, attribute)."""
+    parent = (stack.path or "").rpartition(".")[0]
+    names = (name for _, config in configs_of(model) for name in _depths(config))
+    for name in dict.fromkeys((*names, *DEPTHS)):
+        if vars(model.get_submodule(parent)).get(name) == stack.count:
+            yield parent, name
+
+
+def _depths(config: Any) -> tuple[str, ...]:
+    """What a config may call the number of its layers."""
+    common = getattr(config, "attribute_map", {}).get("num_hidden_layers", "num_hidden_layers")
+    return tuple(dict.fromkeys((common, *DEPTHS)))

@@ -149,6 +149,7 @@ class Stack(Value):
         numbering: the attributes that must follow when entries move up.
         lists: lists on the config, as (owner, attribute), with one item per entry; they lose the same items.
         counts: integers on the config, as (owner, attribute), that say how many entries there are.
+        lookups: dictionaries of modules, as (path, attribute), whose keys are indices of entries; they follow.
     """
 
     path: str
@@ -156,6 +157,7 @@ class Stack(Value):
     numbering: tuple[Numbering, ...] = ()
     lists: tuple[tuple[str, str], ...] = ()
     counts: tuple[tuple[str, str], ...] = ()
+    lookups: tuple[tuple[str, str], ...] = ()
 
 
 class NormScale(Value):

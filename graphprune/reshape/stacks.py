@@ -11,7 +11,7 @@ from torch import nn
 
 from graphprune.errors import ReshapeError
 from graphprune.graph import DependencyGraph, Numbering, Stack
-from graphprune.names import bare, resolve_module
+from graphprune.names import bare, plain, resolve_module
 from graphprune.plan import PrunePlan
 from graphprune.reshape.view import ConfigView
 
@@ -40,6 +40,7 @@ def stack_edits(model: nn.Module, graph: DependencyGraph, plan: PrunePlan) -> li
                 f"{type(entries).__name__} of {len(list(entries.children()))}. Trace the model again and plan again."
             )
         kept = [u for u in range(stack.size) if u not in set(units)]
+        edits.extend(_lookup_edits(model, stack, kept))
         edits.append(partial(_drop, entries, kept, stack.numbering))
         edits.extend(_config_edits(model, stack, kept))
     return edits
@@ -54,6 +55,14 @@ def _drop(entries: nn.ModuleList, kept: list[int], numbering: tuple[Numbering, .
             owner = inside.get(rule.owner)
             if owner is not None and rule.attribute in vars(owner):
                 setattr(owner, rule.attribute, rule.scale * index + rule.start)
+
+
+def _lookup_edits(model: nn.Module, stack: Stack, kept: list[int]) -> Iterator[Edit]:
+    for owner, attribute in stack.lookups:
+        module = plain(resolve_module(model, owner))
+        known = getattr(module, attribute)
+        moved = {i: known[u] for i, u in enumerate(kept) if u in known}
+        yield partial(setattr, module, attribute, moved)
 
 
 def _config_edits(model: nn.Module, stack: Stack, kept: list[int]) -> Iterator[Edit]:

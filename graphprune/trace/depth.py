@@ -9,7 +9,8 @@ from torch import nn
 
 from graphprune.graph import Axis, Block, Group, MaskSite, Member, SizeRule, Stack
 from graphprune.trace.axes import Concat, matters, resolve
-from graphprune.trace.stack import LayerStack, Passage, describe_stacks, kinds, numbered_lookup, own_counts
+from graphprune.trace.lookups import misunderstood
+from graphprune.trace.stack import LayerStack, Passage, describe_stacks, kinds, own_counts
 from graphprune.trace.tracer import Tracer
 
 
@@ -19,10 +20,13 @@ def depth_groups(tracer: Tracer, model: nn.Module) -> tuple[Group, ...]:
     if stack.path is None or stack.count < 2:
         return ()
     obstacle = tracer.passages.obstacle()
-    described = describe_stacks(model, stack)
-    lookup = numbered_lookup(model, stack.count)
-    if lookup is not None and obstacle is None:
-        obstacle = f"'{lookup}' looks layers up by their numbers, which change when a layer goes"
+    described = describe_stacks(model, stack, tracer.lookups)
+    other = list(misunderstood(tracer.lookups))
+    if other and obstacle is None:
+        obstacle = (
+            f"'{'.'.join(other[0])}' may look layers up by their numbers, which change when a layer goes, but was not "
+            "seen to be asked by each layer for its own"
+        )
     apart = [path for path in stack.beside if path not in stack.lists]
     if apart and obstacle is None:
         obstacle = (

@@ -22,6 +22,7 @@ from graphprune.trace.functions import watching
 from graphprune.trace.groups import build_graph
 from graphprune.trace.inputs import Call, Example, calls_of, others
 from graphprune.trace.integers import configs_of, traced_numbers
+from graphprune.trace.lookups import watched_lookups
 from graphprune.trace.portions import Portions
 from graphprune.trace.record import Kind
 from graphprune.trace.stack import LayerStack, Passages, counts, named_leaves
@@ -139,7 +140,14 @@ def _register_inputs(tracer: Tracer, given: Call) -> None:
 
 def _run(tracer: Tracer, model: nn.Module, tensors: dict[str, torch.Tensor], given: Call) -> Any:
     try:
-        with torch.no_grad(), traced_numbers(model), following(tracer, model), watching(tracer), _told_once():
+        with (
+            torch.no_grad(),
+            traced_numbers(model),
+            following(tracer, model),
+            watching(tracer),
+            watched_lookups(model, tracer.portions.count, lambda: tracer.passages.current, tracer.lookups),
+            _told_once(),
+        ):
             return torch.func.functional_call(model, tensors, given.args, given.kwargs)
     except Exception as error:
         where = tracer.where or type(model).__name__

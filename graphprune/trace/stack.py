@@ -199,8 +199,8 @@ def _same(left: Expr, right: Expr) -> bool:
     return length(left) == 1 or [id(a) for a in atoms(left)] == [id(a) for a in atoms(right)]
 
 
-def describe_stacks(model: nn.Module, stack: LayerStack) -> tuple[Stack, ...]:
-    """The lists of the stack as values, with everything outside of them that counts their entries."""
+def describe_stacks(model: nn.Module, stack: LayerStack, lookups: Iterable[tuple[str, str]] = ()) -> tuple[Stack, ...]:
+    """The lists of the stack as values, with everything outside of them that counts or numbers their entries."""
     return tuple(
         Stack(
             path=path,
@@ -208,6 +208,7 @@ def describe_stacks(model: nn.Module, stack: LayerStack) -> tuple[Stack, ...]:
             numbering=tuple(numbering(list(model.get_submodule(path).children()))),
             lists=tuple(_lists(model, stack.count)) if path == stack.path else (),
             counts=tuple(counts(model, stack.count)) if path == stack.path else (),
+            lookups=tuple(lookups) if path == stack.path else (),
         )
         for path in stack.lists
     )
@@ -275,16 +276,6 @@ def _computed(config: Any) -> Iterator[tuple[str, Any]]:
 def _words(values: Sequence[Any]) -> bool:
     """Whether a list tells its items apart by words, of which some may be missing."""
     return any(isinstance(v, str) for v in values) and all(isinstance(v, str | None) for v in values)
-
-
-def numbered_lookup(model: nn.Module, count: int) -> str | None:
-    """A module that looks entries up by their numbers, as ``path.attribute``: moved up, they would not be found."""
-    for path, module in model.named_modules():
-        for name, value in vars(module).items():
-            keys = list(value) if isinstance(value, dict) and not name.startswith("_") else []
-            if keys and all(type(k) is int and 0 <= k < count for k in keys):
-                return f"{path}.{name}"
-    return None
 
 
 def counts(model: nn.Module, count: int) -> Iterator[tuple[str, str]]:

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_flatten
 from graphprune.trace.axes import UNIT, AxisConflict, Expr, atoms, fresh, length, matters
 from graphprune.trace.choices import Choices
 from graphprune.trace.integers import AXIS, Monomial, Source, TracedInt, terms_of
+from graphprune.trace.lookups import Place, Watched
 from graphprune.trace.portions import Portions
 from graphprune.trace.record import Info, Kind, ModuleFrame, Norm, Records
 from graphprune.trace.rules import Call, rule_of
@@ -81,6 +82,7 @@ class Tracer:
     valued: list[tuple[Expr, str]] = field(default_factory=list)
     norms: list[Norm] = field(default_factory=list)
     averages: list[Expr] = field(default_factory=list)
+    lookups: dict[Place, list[Watched]] = field(default_factory=dict)
     looked_up: set[str] = field(default_factory=set)
     epsilons: dict[str, set[Source]] = field(default_factory=lambda: defaultdict(set))
     shifts: dict[str, float | None] = field(default_factory=dict)

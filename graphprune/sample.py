@@ -35,8 +35,10 @@ def sample_inputs(model: nn.Module, length: int = 8) -> dict[str, Any]:
 
 
 def vocabulary(model: Any) -> int:
-    """How many different tokens a model reads."""
-    return int(model.get_input_embeddings().weight.shape[0])
+    """How many different tokens a model reads; the smallest number where it has several embeddings for them."""
+    embeddings = model.get_input_embeddings()
+    tables: list[Any] = list(embeddings) if isinstance(embeddings, nn.ModuleList) else [embeddings]
+    return min(int(table.weight.shape[0]) for table in tables)
 
 
 def output_of(outputs: Any) -> torch.Tensor:

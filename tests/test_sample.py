@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 from transformers.modeling_outputs import BaseModelOutput, CausalLMOutput
 
 from graphprune.sample import output_of, sample_inputs, vocabulary
@@ -32,6 +33,12 @@ def test_tokens_differ_and_are_known_to_the_model():
     ids = sample_inputs(model, length=40)["input_ids"]
     assert len(set(ids.flatten().tolist())) == 40
     assert vocabulary(model) == 97 and int(ids.max()) < 97
+
+
+def test_of_several_embeddings_the_smallest_says_which_tokens_all_know():
+    model = tiny("llama")
+    model.set_input_embeddings(nn.ModuleList([nn.Embedding(97, 4), nn.Embedding(20, 4)]))
+    assert vocabulary(model) == 20
 
 
 def test_an_answer_is_the_logits_or_what_comes_first():

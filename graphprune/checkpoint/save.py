@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -75,9 +76,12 @@ def save(
             "graphprune.reshape, so no loader could rebuild it. Prune it with graphprune.reshape."
         )
     with written_whole(target) as partial:
-        _write_weights(model, partial, merge_lora=merge_lora)
         if tier == "graphprune":
+            with _base_config(base, history):
+                _write_weights(model, partial, merge_lora=merge_lora)
             _write_base_config(partial, history, base.dtype)
+        else:
+            _write_weights(model, partial, merge_lora=merge_lora)
         if tokenizer is not None:
             tokenizer.save_pretrained(partial)
         steps = _write_steps(partial, history, plan)
@@ -124,6 +128,20 @@ def _write_weights(model: Any, folder: Path, *, merge_lora: bool) -> None:
         else:
             twin.unload().save_pretrained(folder)
             model.save_pretrained(folder / "adapter")
+
+
+@contextmanager
+def _base_config(base: Any, history: History) -> Iterator[None]:
+    """Weights are written as they will be read: beside the config of the unpruned model.
+
+    The live config is half adapted, so it may not pass the checks that come with saving it.
+    """
+    live = base.config
+    base.config = (type(base).config_class or type(live)).from_dict(copy.deepcopy(history.base_config))
+    try:
+        yield
+    finally:
+        base.config = live
 
 
 def _write_base_config(folder: Path, history: History, dtype: torch.dtype) -> None:

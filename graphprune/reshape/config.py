@@ -231,7 +231,10 @@ def _differs(model: nn.Module, search: _Search, changes: Changes, target: Shapes
         "attn_implementation": getattr(base.config, "_attn_implementation", None),
         "experts_implementation": getattr(base.config, "_experts_implementation", None),
     }
-    mine = _logits(model)
+    try:
+        mine = _logits(model)
+    except Exception as error:  # noqa: BLE001 - inputs of its own, and whatever a forward pass raises without them
+        return f"it cannot be compared with the pruned model, which cannot answer a simple question: {error}"
     try:
         with quiet():
             other, info = type(base).from_pretrained(

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from graphprune.errors import ReshapeError
 from graphprune.graph import DependencyGraph, Numbering, Stack
@@ -16,6 +17,9 @@ from graphprune.plan import PrunePlan
 from graphprune.reshape.view import ConfigView
 
 Edit = Callable[[], None]
+
+_BY_LAYER = "per_layer_config"
+"""What every transformers config calls its fields that differ between layers: a mapping from numbers of layers."""
 
 
 def removed_entries(graph: DependencyGraph, plan: PrunePlan) -> Iterator[tuple[Stack, tuple[int, ...]]]:
@@ -43,7 +47,7 @@ def stack_edits(model: nn.Module, graph: DependencyGraph, plan: PrunePlan) -> li
         edits.extend(_lookup_edits(model, stack, kept))
         edits.append(partial(_drop, entries, kept, stack.numbering))
         edits.extend(_config_edits(model, stack, kept))
-    return edits
+    return [*edits, *_tied_edits(model, renaming(graph, plan))] if edits else []
 
 
 def _drop(entries: nn.ModuleList, kept: list[int], numbering: tuple[Numbering, ...]) -> None:
@@ -77,6 +81,42 @@ def _config_edits(model: nn.Module, stack: Stack, kept: list[int]) -> Iterator[E
         yield partial(_set, config, attribute, type(items)(items[u] for u in kept))
     for owner, attribute in stack.counts:
         yield partial(_set, _config(model, owner), attribute, len(kept))
+    for config in {id(c): c for c in (_config(model, owner) for owner, _ in stack.counts)}.values():
+        if getattr(config, "is_heterogeneous", False):
+            yield partial(setattr, config, _BY_LAYER, _moved(config.to_dict()[_BY_LAYER], kept))
+
+
+def _moved(by_layer: dict[Any, Any], kept: list[int]) -> dict[str, Any]:
+    """What a config says of single layers, by their new numbers."""
+    said = {int(number): what for number, what in by_layer.items()}
+    return {str(i): said[u] for i, u in enumerate(kept) if u in said}
+
+
+def _tied_edits(model: nn.Module, renamed: Callable[[str], str | None]) -> Iterator[Edit]:
+    """The names of tied weights, which every transformers model keeps, follow the layers that move up."""
+    for path, module in bare(model).named_modules():
+        known: dict[str, str] = getattr(module, "all_tied_weights_keys", None) or {}
+        above = renamed(path)
+        if not isinstance(module, PreTrainedModel) or above is None:
+            continue
+        tied = _renamed_ties(known, f"{path}." if path else "", f"{above}." if above else "", renamed)
+        if tied != known:
+            yield partial(setattr, module, "all_tied_weights_keys", tied)
+            # Patterns may know layers by their old numbers, so each name gets one of its own.
+            patterns = {f"{re.escape(name)}$": f"{re.escape(source)}$" for name, source in tied.items()}
+            yield partial(setattr, module, "_tied_weights_keys", patterns)
+
+
+def _renamed_ties(
+    known: dict[str, str], before: str, after: str, renamed: Callable[[str], str | None]
+) -> dict[str, str]:
+    """Tied names below the prefix ``before``; where their source is gone, the first that stays takes its place."""
+    tied: dict[str, str] = {}
+    for source in dict.fromkeys(known.values()):
+        names = [source, *(name for name, of in known.items() if of == source)]
+        left = [new.removeprefix(after) for name in names if (new := renamed(before + name)) is not None]
+        tied.update(dict.fromkeys(left[1:], left[0]) if left else {})
+    return tied
 
 
 def _config(model: nn.Module, owner: str) -> Any:
@@ -103,14 +143,22 @@ def config_changes(graph: DependencyGraph, plan: PrunePlan, config: dict[str, An
     for stack, units in removed_entries(graph, plan):
         kept = [u for u in range(stack.size) if u not in set(units)]
         for owner, attribute in stack.counts:
-            changes[(*owner.split(".")[1:], attribute)] = len(kept)
+            path = tuple(owner.split(".")[1:])
+            changes[(*path, attribute)] = len(kept)
+            by_layer = _part(config, path).get(_BY_LAYER)
+            if by_layer:
+                changes[(*path, _BY_LAYER)] = _moved(by_layer, kept)
         for owner, attribute in stack.lists:
-            part = config
-            for name in owner.split(".")[1:]:
-                part = part[name]
+            part = _part(config, tuple(owner.split(".")[1:]))
             if isinstance(part.get(attribute), list):
                 changes[(*owner.split(".")[1:], attribute)] = [part[attribute][u] for u in kept]
     return changes
+
+
+def _part(config: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
+    for name in path:
+        config = config[name]
+    return config
 
 
 def renaming(graph: DependencyGraph, plan: PrunePlan) -> Callable[[str], str | None]:

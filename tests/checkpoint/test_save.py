@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -67,6 +68,17 @@ def test_even_models_come_back_through_stock_transformers(name, tmp_path):
     stock, info = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(info.values())
     assert_same(model, stock)
+    assert_same(model, load(tmp_path / "out"))
+
+
+def test_a_live_config_that_checks_itself_cannot_stop_saving(tmp_path):
+    """Sizes that differ between layers leave a config in memory that no longer fits together."""
+    model = pruned("llama")
+    model.config.__dict__["num_attention_heads"] = 7
+    with pytest.raises(StrictDataclassError, match="not a multiple of the number of attention heads"):
+        model.config.validate()
+    save(model, tmp_path / "out")
+    assert model.config.num_attention_heads == 7
     assert_same(model, load(tmp_path / "out"))
 
 

@@ -105,6 +105,19 @@ def test_a_config_that_cannot_run_is_no_candidate():
     assert search.misread({("num_attention_heads",): 4, ("num_key_value_heads",): 2}, history_of(model).steps[-1]) == ""
 
 
+def test_a_model_that_cannot_be_asked_proves_no_config():
+    model = tiny("llama")
+    graph = trace(model)
+
+    def refuse(*_):
+        raise RuntimeError("two rows for each text, please")
+
+    model.model.register_forward_pre_hook(refuse)
+    reshape(model, remove(graph, {"mlp.channel": [0]}), graph)
+    assert not history_of(model).stock
+    assert "cannot answer a simple question: two rows for each text" in history_of(model).why_not
+
+
 def test_layers_that_differ_read_their_own_config():
     model = tiny("phi3")
     graph = trace(model)

@@ -68,7 +68,8 @@ def _randomize(model: PreTrainedModel, offset: float) -> None:
         for parameter in module.parameters(recurse=False):
             _randomize_parameter(module, parameter)
         for name, buffer in module.named_buffers(recurse=False):
-            if name not in module._non_persistent_buffers_set and buffer.is_floating_point():
+            saved = name not in module._non_persistent_buffers_set and buffer.is_floating_point()
+            if saved and (buffer.ndim == 1 or not buffer.any()):  # no masks, whose zeros mean something
                 buffer.add_(torch.randn_like(buffer) * (buffer == 0) * offset)  # the balance of a router
     head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     table = getattr(model.get_input_embeddings(), "weight", None)

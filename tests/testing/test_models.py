@@ -101,3 +101,19 @@ def test_nothing_is_left_to_chance(case):
     finally:
         torch.use_deterministic_algorithms(before)
     assert [name for name in usual if not torch.equal(usual[name], poisoned[name])] == []
+
+
+# Attention of blocks, of prefixes, by hashing, in both directions; experts that are shared out over all tokens.
+LOOK_AHEAD = {"big_bird@sparse", "cpmant", "doge@moe", "reformer", "xlnet"}
+
+
+@pytest.mark.parametrize("case", SOME)
+@torch.no_grad()
+def test_a_later_token_changes_no_earlier_logits(case):
+    model = tiny_model(case)
+    inputs = example_inputs(model)
+    logits = model(**inputs).logits
+    inputs["input_ids"][:, 8:] = (inputs["input_ids"][:, 8:] + 5) % 90 + 3
+    change = (model(**inputs).logits - logits).abs() / logits.abs().max()
+    assert (change[:, :8].max() > 1e-4) == (case in LOOK_AHEAD)
+    assert change[:, 8:].max() > 1e-2

@@ -32,7 +32,7 @@ SOME = [pytest.param(case, marks=() if case in FEW else pytest.mark.slow) for ca
 def test_a_case_runs_and_nothing_in_it_is_constant(case):
     model = tiny_model(case)
     assert not model.training
-    assert sum(p.numel() for p in model.parameters()) < 4e5
+    assert sum(p.numel() for p in model.parameters()) < 6e5
     inputs = example_inputs(model)
     padding = getattr(model.config.get_text_config(decoder=True), "pad_token_id", None)
     assert padding is None or padding not in inputs["input_ids"]

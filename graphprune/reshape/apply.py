@@ -68,10 +68,15 @@ def cut_model(model: nn.Module, graph: DependencyGraph, plan: PrunePlan) -> list
 def _cut_model(model: nn.Module, graph: DependencyGraph, plan: PrunePlan) -> list[Replacement]:
     plan.check(graph)
     stays = renaming(graph, plan)
-    cuts = {name: dims for name, dims in plan_cuts(graph, plan).items() if stays(name) is not None}
+    aliases = _aliases(graph)
+    cuts = {  # what a layer that goes shares with one that stays is cut all the same
+        name: dims
+        for name, dims in plan_cuts(graph, plan).items()
+        if any(stays(same) is not None for same in (name, *aliases.get(name, ())))
+    }
     step, before = Step(graph, plan), history_of(model)
     history = before.then(step)
-    edits = _collect(model, graph, cuts)
+    edits = _collect(model, graph, cuts, aliases)
     scales = norm_scales(graph, plan)
     for edit in edits:
         edit.rescale = scales.get(edit.name, Rescale())
@@ -88,7 +93,6 @@ def _cut_model(model: nn.Module, graph: DependencyGraph, plan: PrunePlan) -> lis
     epsilons = [
         (plain(resolve_module(model, owner)), attribute, factor)
         for (owner, attribute), factor in norm_epsilons(graph, plan).items()
-        if stays(owner) is not None
     ]
     stacks = stack_edits(model, graph, plan)
     replaced = [_apply(edit) for edit in edits]
@@ -105,12 +109,17 @@ def _cut_model(model: nn.Module, graph: DependencyGraph, plan: PrunePlan) -> lis
     return replaced
 
 
-def _collect(model: nn.Module, graph: DependencyGraph, cuts: Cuts) -> list[_Edit]:
+def _aliases(graph: DependencyGraph) -> dict[str, list[str]]:
+    """The other names of every tied tensor."""
+    found: dict[str, list[str]] = {}
+    for alias, name in graph.tied.items():
+        found.setdefault(name, []).append(alias)
+    return found
+
+
+def _collect(model: nn.Module, graph: DependencyGraph, cuts: Cuts, aliases: dict[str, list[str]]) -> list[_Edit]:
     """What to cut, checked against the shapes that were traced; changes nothing."""
     held = _places(model)
-    aliases: dict[str, list[str]] = {}
-    for alias, name in graph.tied.items():
-        aliases.setdefault(name, []).append(alias)
     edits: dict[int, _Edit] = {}
     problems: list[str] = []
     for name, dims in cuts.items():

@@ -126,6 +126,26 @@ def test_tied_parameters_stay_tied():
     assert model.lm_head.weight is model.model.embed_tokens.weight
 
 
+def test_what_a_removed_layer_shares_with_one_that_stays_is_cut():
+    model = tiny("llama")
+    layers = model.model.layers
+    layers[-1].mlp = layers[0].mlp
+    layers[-1].input_layernorm = layers[0].input_layernorm
+    layers[0].input_layernorm.variance_epsilon = 1.0  # large enough to be seen: it grows with what is left
+    graph = trace(model)
+    shared = next(g for g in graph.select(role="mlp.channel") if any("layers.0." in m.tensor for m in g.members))
+    plan = PrunePlan.remove(graph, {"model.layers/layer": [0], "hidden": [1, 4], shared.name: [0, 2]})
+    with masked(model, plan, graph):
+        logits, generated = answers(model)
+
+    reshape(model, plan, graph)
+
+    got, got_generated = answers(model)
+    torch.testing.assert_close(got, logits, rtol=0, atol=1e-5)
+    assert torch.equal(got_generated, generated)
+    assert model.model.layers[-1].mlp.down_proj.in_features == shared.size - 2
+
+
 def test_parameters_are_new_objects_that_keep_what_they_were():
     model, graph = model_and_graph("llama")
     model = model.to(torch.bfloat16)

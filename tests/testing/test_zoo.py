@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from collections import Counter
 
 import pytest
@@ -67,6 +69,21 @@ def test_sizes_that_a_cut_could_confuse_differ(case):
     assert len(set(sizes.values())) == len(sizes), sizes
     keys = values.get("num_key_value_heads")  # as many as queries where the class has no others
     assert keys is None or keys not in {size for name, size in sizes.items() if name != "num_attention_heads"}
+
+
+def has_head_size(case):
+    config = tiny_config(case).get_text_config(decoder=True)
+    return "head_dim" in {field.name for field in dataclasses.fields(config)}
+
+
+# But for one, whose class takes the width of a model for that of its heads together.
+SIZED = [case for case in SOME if case.values[0] != "helium" and has_head_size(case.values[0])]
+
+
+@pytest.mark.parametrize("case", SIZED)
+def test_no_projection_is_square_where_heads_have_a_size_of_their_own(case):
+    weights = [(n, p) for n, p in tiny_model(case).named_parameters() if "attn." in n and p.ndim == 2]
+    assert [n for n, p in weights if p.shape[0] == p.shape[1] and not re.search("vision|audio", n)] == []
 
 
 @pytest.mark.parametrize("case", SOME)

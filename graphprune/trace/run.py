@@ -21,7 +21,7 @@ from graphprune.trace.axes import atoms
 from graphprune.trace.functions import watching
 from graphprune.trace.groups import build_graph
 from graphprune.trace.inputs import Call, Example, calls_of, others
-from graphprune.trace.integers import configs_of, traced_numbers
+from graphprune.trace.integers import traced_numbers
 from graphprune.trace.lookups import watched_lookups
 from graphprune.trace.portions import Portions
 from graphprune.trace.record import Kind

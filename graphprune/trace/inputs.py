@@ -61,14 +61,30 @@ def calls_of(model: nn.Module, examples: Example | list[Example] | None) -> list
     """
     if examples is None:
         call = default_call(model)
-        if "use_cache" not in call.kwargs:
-            return [call]
-        # With a cache other branches run: states are set up, and masks are left to the attention kernel.
-        return [call, Call(kwargs={**call.kwargs, "use_cache": True}, optional=True)]
+        calls = [call]
+        if "use_cache" in call.kwargs:
+            # With a cache other branches run: states are set up, and masks are left to the attention kernel.
+            calls.append(Call(kwargs={**call.kwargs, "use_cache": True}, optional=True))
+        return [*calls, *_generating(model, call)]
     calls = [_call(example) for example in (examples if isinstance(examples, list) else [examples])]
     if not calls:
         raise TraceError("example_inputs: expected at least one example, got an empty list")
     return [_bound(model, call) for call in calls]
+
+
+def _generating(model: nn.Module, call: Call) -> Iterator[Call]:
+    """The call with which generation begins, where the model adds to its token ids what other branches ask for."""
+    prepare = getattr(model, "prepare_inputs_for_generation", None)
+    ids = call.kwargs.get("input_ids")
+    if prepare is None or ids is None:
+        return
+    try:
+        made = dict(prepare(input_ids=ids))
+    except Exception:  # noqa: BLE001 - it may ask for anything that generation itself keeps
+        return
+    tensors = {name: value for name, value in made.items() if isinstance(value, torch.Tensor)}
+    if set(tensors) - set(call.kwargs):
+        yield Call(kwargs={**call.kwargs, **tensors}, optional=True)
 
 
 def _bound(model: nn.Module, call: Call) -> Call:

@@ -60,14 +60,13 @@ def trace(model: nn.Module, *, example_inputs: Example | list[Example] | None = 
 
 
 def _followed_as_far(model: nn.Module, calls: list[Call], stand_in: Callable[[torch.Tensor], torch.Tensor]) -> Tracer:
-    """Runs every call; those that are only tried, such as one with a cache, may fail."""
+    """Runs every call; those that are only tried, such as one with a cache, may fail: the last of them first."""
     try:
         return _followed(model, calls, stand_in)
     except TraceError:
-        needed = [call for call in calls if not call.optional]
-        if len(needed) == len(calls):
+        if not calls[-1].optional:
             raise
-        return _followed(model, needed, stand_in)
+        return _followed_as_far(model, calls[:-1], stand_in)
 
 
 def _followed(model: nn.Module, calls: list[Call], stand_in: Callable[[torch.Tensor], torch.Tensor]) -> Tracer:

@@ -172,3 +172,36 @@ def test_text_and_image_are_traced_into_one_graph():
 def test_one_list_of_examples_is_one_call_each():
     calls = calls_of(Plain(), [(torch.ones(2, 6), 1.0), {"features": torch.ones(3, 6), "scale": 2.0}])
     assert [str(c) for c in calls] == ["features (2, 6), scale=1.0", "features (3, 6), scale=2.0"]
+
+
+class Generating(nn.Module):
+    """Generation asks for a branch that a plain pass leaves alone."""
+
+    def __init__(self, fails: bool = False) -> None:
+        super().__init__()
+        self.embed, self.query = nn.Embedding(20, 6), nn.Parameter(torch.ones(6))
+        self.up, self.down, self.head = nn.Linear(6, 10), nn.Linear(10, 6), nn.Linear(6, 20)
+        self.fails = fails
+
+    def forward(self, input_ids, mapping=None):
+        x = self.embed(input_ids)
+        if mapping is not None and self.fails:
+            raise ValueError("another day")
+        x = x if mapping is None else x + self.query * mapping[..., None]
+        return self.head(x + self.down(torch.relu(self.up(x))))
+
+    def prepare_inputs_for_generation(self, input_ids, attention_mask=None):
+        return {"input_ids": input_ids, "mapping": torch.ones(input_ids.shape), "attention_mask": attention_mask}
+
+
+def test_the_branch_that_generation_asks_for_is_traced_too():
+    model = Generating()
+    assert [sorted(dict(c.tensors())) for c in calls_of(model, None)] == [["input_ids"], ["input_ids", "mapping"]]
+    graph = trace(model)
+    assert graph.untraced == ()
+    assert any({"query", "embed.weight"} <= {m.tensor for m in group.members} for group in graph.groups)
+    assert trace(Generating(fails=True)).untraced == ("query",)
+
+
+def test_a_model_that_generates_from_its_token_ids_alone_is_called_with_no_more():
+    assert [sorted(call.kwargs) for call in calls_of(tiny("llama"), None)] == [["input_ids", "use_cache"]] * 2

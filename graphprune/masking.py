@@ -387,7 +387,8 @@ def skip_entry(model: nn.Module, site: MaskSite, unit: int, share: Tensor | None
         taken[:] = [_argument(module, site.argument, args, kwargs)]
 
     def blended(given: Tensor, made: Tensor) -> Tensor:
-        return given if share is None else given + share.to(made) * (made - given)
+        # A second stream may have been left out, this time.
+        return given if share is None or given is None else given + share.to(made) * (made - given)
 
     def ended(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         given = taken.pop() if site.reader else _argument(module, site.argument, args, kwargs)
@@ -395,6 +396,8 @@ def skip_entry(model: nn.Module, site: MaskSite, unit: int, share: Tensor | None
             return blended(given, output)
         if isinstance(output, tuple | list):
             place = int(site.output)
+            if place >= len(output):
+                return output
             made = [*output[:place], blended(given, output[place]), *output[place + 1 :]]
             return tuple(made) if isinstance(output, tuple) else made
         output[site.output] = blended(given, output[site.output])
@@ -413,7 +416,7 @@ def _argument(module: nn.Module, name: str, args: tuple[Any, ...], kwargs: dict[
         return kwargs[name]
     names = list(inspect.signature(module.forward).parameters)
     position = int(name) if name.isdigit() else names.index(name)
-    return args[position] if position < len(args) else kwargs[names[position]]
+    return args[position] if position < len(args) else kwargs.get(names[position])
 
 
 PLACERS: dict[str, Callable[[nn.Module, MaskSite, Keep], list[RemovableHandle]]] = {

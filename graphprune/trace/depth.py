@@ -10,7 +10,7 @@ from torch import nn
 from graphprune.graph import Axis, Block, Group, MaskSite, Member, SizeRule, Stack
 from graphprune.trace.axes import Concat, matters, resolve
 from graphprune.trace.lookups import misunderstood
-from graphprune.trace.stack import LayerStack, Passage, describe_stacks, kinds, own_counts
+from graphprune.trace.stack import LayerStack, describe_stacks, kinds, own_counts
 from graphprune.trace.tracer import Tracer
 
 
@@ -41,7 +41,8 @@ def depth_groups(tracer: Tracer, model: nn.Module) -> tuple[Group, ...]:
     units = Axis(size=stack.count, length=stack.count, blocks=(Block(start=0, unit_stride=1),))
     sites: tuple[MaskSite, ...] = ()
     if passage is not None and obstacle is None:
-        sites = (_skip(stack, units, passage),)
+        places = ((passage.argument, passage.output), *tracer.passages.beside())
+        sites = tuple(_skip(stack, units, argument, output) for argument, output in places)
     group = Group(
         name=f"{stack.path}/layer",
         role="layer",
@@ -65,15 +66,15 @@ def depth_rules(tracer: Tracer, model: nn.Module, groups: Iterable[Group]) -> It
                 yield SizeRule(owner=owner, attribute=attribute, reader=owner, constant=0, terms=((1, (group.name,)),))
 
 
-def _skip(stack: LayerStack, units: Axis, passage: Passage) -> MaskSite:
+def _skip(stack: LayerStack, units: Axis, argument: str, output: str) -> MaskSite:
     """A layer hands on what its first module is given as what its last one makes."""
     first, last = stack.lists[0], stack.lists[-1]
     return MaskSite(
         kind="skip",
         module=last,
         axis=units,
-        argument=passage.argument,
-        output=passage.output,
+        argument=argument,
+        output=output,
         reader="" if first == last else first,
     )
 

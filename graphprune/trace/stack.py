@@ -103,9 +103,11 @@ class Passages:
     """What was seen of the stack's entries while the forward pass ran."""
 
     stack: LayerStack
-    running: list[tuple[int, str, Info | None]] = field(default_factory=list)
+    running: list[tuple[int, str, dict[str, Info]]] = field(default_factory=list)
     seen: dict[int, list[Passage | None]] = field(default_factory=lambda: defaultdict(list))
-    crossings: set[tuple[int, int | None]] = field(default_factory=set)
+    crossings: set[tuple[int, int | None, int | None]] = field(default_factory=set)
+    others: dict[int | None, tuple[str, dict[str, Info], Info]] = field(default_factory=dict)
+    handed: dict[int | None, str] = field(default_factory=dict)
     parts: list[tuple[str, int]] = field(default_factory=list)
 
     @property
@@ -120,32 +122,56 @@ class Passages:
         index = self.stack.begins(path)
         if index is None:
             return
-        for name, tensor in inputs:
-            info = records.get(tensor)
-            if info.kind is Kind.ACTIVATION and len(info.dims) > 1:
-                self.running.append((index, name, info))
-                return
-        self.running.append((index, "", None))
+        given = {name: records.get(tensor) for name, tensor in inputs}
+        moving = (n for n, info in given.items() if info.kind is Kind.ACTIVATION and len(info.dims) > 1)
+        self.running.append((index, next(moving, ""), given))
+        self.handed.update((i.source, n) for n, i in given.items() if i.source in self.others and i.entry == index - 1)
 
     def leave(self, path: str, outputs: Any, records: Records) -> None:
         """An entry ends: the first output of the stream's shape carries it on."""
         index = self.stack.ends(path)
         if index is None or self.current != index:
             return
-        _, argument, given = self.running.pop()
-        found = None
+        _, argument, inputs = self.running.pop()
+        given, found = inputs.get(argument), None
         for name, tensor in named_leaves(outputs):
             info = records.get(tensor)
-            if given is not None and _lengths(info.dims) == _lengths(given.dims):
+            if found is None and given is not None and _lengths(info.dims) == _lengths(given.dims):
                 found = Passage(argument, name, given.dims, info.dims)
                 records.infos[tensor] = replace(info, entry=None)
-                break
+            else:
+                self.others[info.source] = name, inputs, info
         self.seen[index].append(found)
 
     def used(self, info: Info) -> None:
         """A tensor is read; what another entry computed besides the stream ties the two together."""
         if info.entry is not None and info.kind is Kind.ACTIVATION and info.entry != self.current:
-            self.crossings.add((info.entry, self.current))
+            self.crossings.add((info.entry, self.current, info.source))
+
+    def beside(self) -> tuple[tuple[str, str], ...]:
+        """Arguments and outputs of further streams: what one entry hands out, the next one takes in the same place.
+
+        Empty unless that holds for every entry that hands out something of this name, as wide as the first stream and
+        apart from it.
+        """
+        pairs = {(argument, self.others[source][0]) for source, argument in self.handed.items()}
+        outputs = {output for _, output in pairs}
+        first = {(p.argument, p.output) for calls in self.seen.values() for p in calls if p}
+        places = [*first, *pairs]
+        if any(len({place[side] for place in places}) != len(places) for side in (0, 1)):
+            return ()
+        stream = self.stream()
+        arguments = {output: argument for argument, output in pairs}
+        for output, inputs, made in self.others.values():
+            if output not in outputs:
+                continue
+            given = inputs.get(arguments[output])
+            if given is None or _lengths(given.dims) != _lengths(made.dims) or not made.dims:
+                return ()
+            wide = [atoms(given.dims[-1]), atoms(made.dims[-1])]
+            if not all(wide) or not {id(atom) for found in wide for atom in found} <= stream:
+                return ()
+        return tuple(sorted(pairs))
 
     def spread(self) -> tuple[str, ...]:
         """The lists over which layers are spread, in the order in which they run; empty if they do not take turns."""
@@ -176,12 +202,21 @@ class Passages:
     def needed(self) -> dict[int, str]:
         """The entries that must stay because of what they compute for others, with the reason, by their index."""
         reasons: dict[int, str] = {}
-        for made, used in sorted(self.crossings, key=lambda c: (c[0], -1 if c[1] is None else c[1])):
+        streams = {output for _, output in self.beside()}
+        crossings = [c for c in self.crossings if not self._handed_on(c, streams)]
+        for made, used, _ in sorted(crossings, key=lambda c: (c[0], -1 if c[1] is None else c[1])):
             where = "after the stack" if used is None else f"in layer {used}"
             reasons.setdefault(
                 made, f"layer {made} computes something besides the residual stream that is used {where}"
             )
         return reasons
+
+    def _handed_on(self, crossing: tuple[int, int | None, int | None], streams: set[str]) -> bool:
+        """Whether what crosses is a further stream, on its way to the next entry or out of the last one."""
+        made, used, source = crossing
+        if source not in self.others or self.others[source][0] not in streams:
+            return False
+        return (source in self.handed and used == made + 1) or (used is None and made == self.stack.count - 1)
 
 
 def named_leaves(tree: Any) -> Iterator[tuple[str, torch.Tensor]]:

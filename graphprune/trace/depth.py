@@ -9,7 +9,7 @@ from torch import nn
 
 from graphprune.graph import Axis, Block, Group, MaskSite, Member, SizeRule, Stack
 from graphprune.trace.axes import Concat, matters, resolve
-from graphprune.trace.lookups import misunderstood
+from graphprune.trace.lookups import listed, misunderstood
 from graphprune.trace.stack import LayerStack, describe_stacks, kinds, own_counts
 from graphprune.trace.tracer import Tracer
 
@@ -27,6 +27,9 @@ def depth_groups(tracer: Tracer, model: nn.Module) -> tuple[Group, ...]:
             f"'{'.'.join(other[0])}' may look layers up by their numbers, which change when a layer goes, but was not "
             "seen to be asked by each layer for its own"
         )
+    some = next(listed(model, stack.path, stack.count), None)
+    if some is not None and obstacle is None:
+        obstacle = f"'{some}' lists some layers by their numbers, which change when a layer goes"
     apart = [path for path in stack.beside if path not in stack.lists]
     if apart and obstacle is None:
         obstacle = (

@@ -88,6 +88,17 @@ def numbered(model: nn.Module, count: int) -> Iterator[tuple[str, nn.Module, str
                     yield path, module, name
 
 
+def listed(model: nn.Module, stack: str, count: int) -> Iterator[str]:
+    """Lists of some layers' numbers, so called, on the modules above the stack, as ``path.attribute``."""
+    for path, module in model.named_modules():
+        if path and not stack.startswith(f"{path}."):
+            continue
+        for name, value in vars(module).items():
+            some = set(value) if isinstance(value, list | tuple | set | frozenset) and "layer" in name else set()
+            if some and len(some) == len(value) and all(type(v) is int and 0 <= v < count for v in some):
+                yield f"{path}.{name}".lstrip(".")
+
+
 @contextmanager
 def watched_lookups(
     model: nn.Module, count: int, running: Callable[[], int | None], seen: dict[Place, list[Watched]]

@@ -127,3 +127,17 @@ def test_the_model_is_left_as_it_was():
         assert isinstance(model.layers[1].shared.place, Watched)
     assert model.layers[1].shared.place is before
     assert set(seen) == {("layers.1.shared", "place"), ("layers.1.shared", "spare")}
+
+
+def test_a_list_of_some_layers_keeps_them_all():
+    class Listed(Model):
+        def __init__(self):
+            super().__init__()
+            self.wide_layers = [1, 3]
+
+        def number(self, i):
+            return 1 if i in self.wide_layers and i == 1 else i
+
+    assert layers(Listed())[1].frozen == (
+        "'wide_layers' lists some layers by their numbers, which change when a layer goes"
+    )

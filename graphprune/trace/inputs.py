@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map_only
 from transformers import PreTrainedModel
 
 from graphprune.errors import TraceError
-from graphprune.trace.stack import named_leaves
+from graphprune.trace.passages import named_leaves
 
 Example = Mapping[str, Any] | tuple[Any, ...]
 """Keyword arguments, or positional ones."""

@@ -23,9 +23,10 @@ from graphprune.trace.groups import build_graph
 from graphprune.trace.inputs import Call, Example, calls_of, others
 from graphprune.trace.integers import traced_numbers
 from graphprune.trace.lookups import watched_lookups
+from graphprune.trace.passages import Passages, named_leaves
 from graphprune.trace.portions import Portions
 from graphprune.trace.record import Kind
-from graphprune.trace.stack import LayerStack, Passages, counts, named_leaves
+from graphprune.trace.stack import LayerStack, counts
 from graphprune.trace.substitutes import experts_in_batches, fake, real, unpacked, untouched, weight_bytes, with_values
 from graphprune.trace.tracer import Tracer, following, register_parameters
 

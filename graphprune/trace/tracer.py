@@ -18,10 +18,11 @@ from graphprune.trace.axes import UNIT, AxisConflict, Expr, atoms, fresh, length
 from graphprune.trace.choices import Choices
 from graphprune.trace.integers import AXIS, Monomial, Source, TracedInt, terms_of
 from graphprune.trace.lookups import Place, Watched
+from graphprune.trace.passages import Passages, named_leaves
 from graphprune.trace.portions import Portions
 from graphprune.trace.record import Info, Kind, ModuleFrame, Norm, Records
-from graphprune.trace.rules import Call, rule_of
-from graphprune.trace.stack import LayerStack, Passages, named_leaves
+from graphprune.trace.rules import POINTWISE, RULES, Call, rule_of
+from graphprune.trace.stack import LayerStack
 
 SILENT = frozenset(
     "_assert_async _assert_scalar _is_all_true _is_any_true _local_scalar_dense allclose equal is_nonzero "
@@ -223,8 +224,8 @@ class Tracer:
             (handler or self.unknown)(call)
         except AxisConflict as error:
             self.conflict(call, error)
-        pointwise_op = torch.Tag.pointwise in func.tags
-        self.portions.follow(call, self.records, self.where or "the model", pointwise=pointwise_op)
+        pointwise = torch.Tag.pointwise in func.tags or handler is RULES[POINTWISE]
+        self.portions.follow(call, self.records, self.where or "the model", pointwise=pointwise)
 
 
 class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -87,8 +87,10 @@ def log_sigmoid(call: Call) -> None:
 def copy_in_place(call: Call) -> None:
     """Writing into (a view of) a tensor: axes unite, and the written storage now depends on the source."""
     target, source = call["self"], call["src"]
-    dims = broadcast(call, target.shape, [target, source])
-    call.put(dims, target, source)
+    records = call.tracer.records
+    with call.tracer.passages.storing(target, records.get(target), records.get(source)):
+        dims = broadcast(call, target.shape, [target, source])
+        call.put(dims, target, source)
 
 
 @rule(

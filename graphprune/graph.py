@@ -251,7 +251,8 @@ class ConstantSlice(Value):
     """A tensor that is computed without any parameter and handed to a module, and that a group runs through.
 
     Such a constant (a positional bias per head, say) is not stored in the checkpoint, so it is cut when it enters
-    module ``module`` as argument ``argument`` (a keyword, or the position as a string), along ``dim``.
+    module ``module`` as argument ``argument`` (a keyword, or the position as a string), along ``dim``. Where ``buffer``
+    says so, ``argument`` is a buffer that ``module`` keeps (a table of positions, say), which is cut in its place.
     """
 
     group: str
@@ -259,6 +260,7 @@ class ConstantSlice(Value):
     argument: str
     dim: int
     axis: Axis
+    buffer: bool = False
 
 
 class DependencyGraph(Value):

@@ -11,6 +11,7 @@ import transformers
 from pydantic import ValidationError
 from transformers import AutoConfig, GenerationMixin, PreTrainedModel
 
+from graphprune.checkpoint.constants import put_constants, read_constants
 from graphprune.checkpoint.manifest import Manifest
 from graphprune.errors import CheckpointError
 from graphprune.graph import DependencyGraph
@@ -19,6 +20,9 @@ from graphprune.reshape.apply import cut_model
 from graphprune.reshape.config import quiet
 from graphprune.reshape.history import History, Step, remember
 from graphprune.tasks import loader_name
+
+_CUT_BUFFERS = "_graphprune_cut_buffers"
+"""Where a model that is being loaded keeps the names of buffers that were cut and that its weights do not have."""
 
 
 def load(
@@ -56,6 +60,10 @@ def load(
     problems = {key: sorted(map(str, found)) for key, found in info.items() if found}
     if problems:
         raise CheckpointError(f"the weights in {path} do not fit the model that its plan describes: {problems}")
+    wanted = vars(model).pop(_CUT_BUFFERS, frozenset())
+    if wanted:
+        constants = read_constants(path / manifest.constants) if manifest.constants else {}
+        put_constants(model, wanted, constants, as_saved=dtype == "auto")
     if manifest.tier == "graphprune":
         model.__class__ = _stock_class(manifest)  # the cut class was only needed to be built
     history = History(
@@ -80,11 +88,19 @@ def cut_class(base: type[PreTrainedModel], steps: tuple[Step, ...]) -> type[PreT
 
     def build(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
         base.__init__(self, config, *args, **kwargs)
-        for step in steps:
-            cut_model(self, step.graph, step.plan)
+        cut = [edit.new for step in steps for edit in cut_model(self, step.graph, step.plan)]
+        own = {id(tensor) for tensor in cut}
+        kept = {name: b for name, b in self.named_buffers(remove_duplicate=False) if id(b) in own}
+        vars(self)[_CUT_BUFFERS] = frozenset(kept.keys() - self.state_dict(keep_vars=True).keys())
+
+    def initialise(self: Any) -> None:
+        for name in vars(self).get(_CUT_BUFFERS, ()):  # none yet while the stock class is built
+            self.get_buffer(name)._is_hf_initialized = True  # the stock class would fill in the uncut constant
+        base.initialize_weights(self)  # type: ignore[no-untyped-call]
 
     members = {
         "__init__": build,
+        "initialize_weights": initialise,
         "__module__": base.__module__,
         "__qualname__": base.__qualname__,
         "is_custom_code": classmethod(lambda _class: False),

@@ -44,6 +44,7 @@ class Manifest(BaseModel):
         base_name: where the unpruned model came from.
         base_config: the unpruned model's config.
         steps: every pruning, oldest first; they lead from the base config to this checkpoint.
+        constants: the file of cut constants that are in no stock checkpoint, where there are any.
         why_not_hf: for tier ``graphprune`` the reason.
         libraries: versions of what wrote the folder.
         files: every other file of the folder.
@@ -58,6 +59,7 @@ class Manifest(BaseModel):
     base_name: str = ""
     base_config: dict[str, Any]
     steps: tuple[StepFiles, ...] = ()
+    constants: str | None = None
     why_not_hf: str = ""
     libraries: dict[str, str]
     files: dict[str, FileRecord]

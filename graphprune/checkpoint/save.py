@@ -14,13 +14,14 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from graphprune.checkpoint.constants import write_constants
 from graphprune.checkpoint.folder import check_output_folder, written_whole
 from graphprune.checkpoint.manifest import Manifest, StepFiles, library_versions, records
 from graphprune.errors import CheckpointError
 from graphprune.names import bare
 from graphprune.plan import PrunePlan
 from graphprune.reshape.config import described, quiet
-from graphprune.reshape.history import History, history_of
+from graphprune.reshape.history import History, config_from, history_of
 from graphprune.tasks import loader_name
 
 
@@ -82,6 +83,7 @@ def save(
             _write_base_config(partial, history, base.dtype)
         else:
             _write_weights(model, partial, merge_lora=merge_lora)
+        constants = write_constants(model, history, partial)
         if tokenizer is not None:
             tokenizer.save_pretrained(partial)
         steps = _write_steps(partial, history, plan)
@@ -94,6 +96,7 @@ def save(
             base_name=history.base_name,
             base_config=history.base_config,
             steps=steps,
+            constants=constants,
             why_not_hf=history.why_not if tier == "graphprune" else "",
             libraries=library_versions(),
             files=records(partial),
@@ -137,7 +140,7 @@ def _base_config(base: Any, history: History) -> Iterator[None]:
     The live config is half adapted, so it may not pass the checks that come with saving it.
     """
     live = base.config
-    base.config = (type(base).config_class or type(live)).from_dict(copy.deepcopy(history.base_config))
+    base.config = config_from(type(base).config_class or type(live), history.base_config)
     try:
         yield
     finally:

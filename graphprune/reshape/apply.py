@@ -13,6 +13,7 @@ from graphprune.graph import DependencyGraph
 from graphprune.names import plain, resolve_module
 from graphprune.plan import PrunePlan
 from graphprune.reshape.adapters import Slot, adapter_layers, adapter_slots, find_slot, update_features
+from graphprune.reshape.buffers import buffer_cuts, watch
 from graphprune.reshape.constants import constant_cuts, install
 from graphprune.reshape.cut import Cuts, Rescale, cut_tensor, norm_epsilons, norm_scales, plan_cuts
 from graphprune.reshape.history import NOT_SETTLED, Step, history_of, remember
@@ -77,6 +78,7 @@ def _cut_model(model: nn.Module, graph: DependencyGraph, plan: PrunePlan) -> lis
     step, before = Step(graph, plan), history_of(model)
     history = before.then(step)
     edits = _collect(model, graph, cuts, aliases)
+    cut_in_place = _buffer_edits(model, graph, plan)
     scales = norm_scales(graph, plan)
     for edit in edits:
         edit.rescale = scales.get(edit.name, Rescale())
@@ -95,7 +97,7 @@ def _cut_model(model: nn.Module, graph: DependencyGraph, plan: PrunePlan) -> lis
         for (owner, attribute), factor in norm_epsilons(graph, plan).items()
     ]
     stacks = stack_edits(model, graph, plan)
-    replaced = [_apply(edit) for edit in edits]
+    replaced = [_apply(edit) for edit in (*edits, *cut_in_place)]
     for layer, name, dim, kept, ndim in features:
         update_features(layer, name, dim, kept, ndim)
     for edit_rule in edit_rules:
@@ -103,6 +105,8 @@ def _cut_model(model: nn.Module, graph: DependencyGraph, plan: PrunePlan) -> lis
     for owner, attribute, factor in epsilons:
         setattr(owner, attribute, getattr(owner, attribute) * factor)
     install(model, constants)
+    for slot in (slot for edit in cut_in_place for slot in edit.slots):
+        watch(slot.module, slot.leaf, tuple(slot.tensor.shape))
     for stack_edit in stacks:
         stack_edit()
     remember(model, replace(history, stock=False, why_not=NOT_SETTLED))
@@ -141,6 +145,13 @@ def _collect(model: nn.Module, graph: DependencyGraph, cuts: Cuts, aliases: dict
     if problems:
         raise ReshapeError("the model cannot be cut:\n" + "\n".join(f"  - {p}" for p in problems))
     return list(edits.values())
+
+
+def _buffer_edits(model: nn.Module, graph: DependencyGraph, plan: PrunePlan) -> list[_Edit]:
+    held = _places(model)
+    cuts = buffer_cuts(model, graph, plan)
+    tensors = {name: find_slot(model, name).tensor for name in cuts}
+    return [_Edit(name, tensors[name], held[id(tensors[name])], dims) for name, dims in cuts.items()]
 
 
 def _collect_adapters(

@@ -25,7 +25,7 @@ from graphprune.names import bare, plain, resolve_module, resolve_tensor
 from graphprune.reshape.candidates import Changes, Path, Shapes, candidates, fields, matching, uneven
 from graphprune.reshape.cut import cut_shape, plan_cuts
 from graphprune.reshape.epsilons import Epsilons, find_epsilons
-from graphprune.reshape.history import History, Step, history_of, remember
+from graphprune.reshape.history import History, Step, config_from, history_of, remember
 from graphprune.reshape.stacks import config_changes, renaming
 from graphprune.reshape.view import take_views
 from graphprune.sample import output_of, sample_inputs
@@ -138,7 +138,7 @@ class _Search:
             for name in path[:-1]:
                 part = part[name]
             part[path[-1]] = value
-        return self._config_class.from_dict(values)
+        return config_from(self._config_class, values)
 
     def shapes(self, changes: Changes) -> Shapes | None:
         key = repr(sorted(changes.items()))

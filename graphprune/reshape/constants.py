@@ -61,7 +61,7 @@ def constant_cuts(graph: DependencyGraph, plan: PrunePlan) -> list[tuple[str, Co
     found: dict[tuple[str, str, int], ConstantCut] = {}
     for constant in graph.constants:
         units = plan.removed.get(constant.group, ())
-        if not units:
+        if constant.buffer or not units:
             continue
         key = (constant.module, constant.argument, constant.dim)
         kept = kept_indices(constant.axis, units)

@@ -101,6 +101,15 @@ def remember(model: nn.Module, history: History) -> None:
     object.__setattr__(bare(model), _ATTRIBUTE, history)
 
 
+def config_from(kind: Any, values: dict[str, Any]) -> Any:
+    """A config of class ``kind`` from plain JSON values, in which infinities are written as transformers does."""
+    tagged = {"__float__"}
+    decoded = json.loads(
+        json.dumps(values), object_hook=lambda item: float(item["__float__"]) if item.keys() == tagged else item
+    )
+    return kind.from_dict(decoded)
+
+
 def graph_of(model: nn.Module, graph: DependencyGraph | None, plan: PrunePlan | None = None) -> DependencyGraph:
     """``graph`` itself; where it is None, the traced graph of ``model`` with what was declared for ``plan``."""
     if graph is not None:

@@ -28,6 +28,7 @@ class Findings:
         self.averages = by_atom(tracer.averages, lambda expr: expr)
         self.minimums = by_atom(tracer.minimums, lambda pair: pair[0])
         self.alignments = by_atom(tracer.alignments, lambda pair: pair[0])
+        self.buffers = by_atom((expr for dims in tracer.buffers.values() for expr in dims), lambda expr: expr)
         self.valued = by_atom(tracer.valued, lambda pair: pair[0])
         self._consumed = {(name, id(atom)) for c in tracer.consumptions for name in c.params for atom in atoms(c.inner)}
 

@@ -70,11 +70,11 @@ class Functions(TorchFunctionMode):
         if tensor not in self.tracer.records.infos:
             self.tracer.info(tensor)
         info = self.tracer.records.get(tensor, self.tracer.stack)  # a look at a shape is no use of what is computed
-        if info.kind is Kind.CONSTANT:
+        if info.kind is Kind.CONSTANT and not info.kept:
             return result
         if dim:
-            return self.tracer.length_of(info.dims[int(dim[0])])
-        return torch.Size([self.tracer.length_of(e) for e in info.dims])
+            return self.tracer.length_of(info.dims[int(dim[0])], early=info.kept)
+        return torch.Size([self.tracer.length_of(e, early=info.kept) for e in info.dims])
 
     def _paired(self, storage: torch.Tensor) -> None:
         """Pairs of floats in this tensor are read as one number, so that they must begin at even places."""

@@ -12,8 +12,9 @@ from typing import Literal
 
 from torch import nn
 
-from graphprune.graph import Axis, ConstantSlice, DependencyGraph, Group, MaskSite, Member, SizeRule
+from graphprune.graph import Axis, DependencyGraph, Group, MaskSite, Member, SizeRule
 from graphprune.trace.axes import Atom, Expr, atoms, length, matters
+from graphprune.trace.constants import constant_slices
 from graphprune.trace.depth import depth_groups, depth_rules
 from graphprune.trace.findings import Findings
 from graphprune.trace.functions import AVERAGES, LOGITS
@@ -32,6 +33,10 @@ EXPERTS = "expert_weights"
 
 INCOMPLETE = "only the router's rows were traced; the experts behind it were reached through Python integers"
 """Frozen until a declared group says what else goes; integers and constants that follow are looked for all the same."""
+
+
+AUDIBLE = "a norm averages over this axis and a constant that is not in the checkpoint, which no mask can silence there"
+"""Masks before a norm are on weights where what enters it is made inside of its module."""
 
 
 @dataclass
@@ -61,12 +66,11 @@ def build_graph(tracer: Tracer, model: nn.Module, tied: dict[str, str]) -> Depen
     rules = (*rules, *called_readers(model, rules, _read(tracer)))
     groups += depth_groups(tracer, model)
     rules = (*rules, *depth_rules(tracer, model, groups))
-    prunable = {g.name for g in groups if g.frozen in (None, INCOMPLETE)}
     shapes = {n: tuple(length(e) for e in dims) for n, dims in tracer.parameters.items()}
     return DependencyGraph(
         groups=groups,
         rules=tuple(dict.fromkeys(rules)),
-        constants=_constants(tracer, by_atom, prunable),
+        constants=constant_slices(tracer, _naming(groups, by_atom)),
         shapes=shapes,
         tied=tied,
         untraced=tuple(sorted(set(tracer.parameters) - tracer.touched)),
@@ -173,7 +177,10 @@ def _common_path(paths: list[str]) -> str:
 
 def _group(found: Findings, draft: Draft, reasons: list[str]) -> Group:
     remedied = remedy(found, draft.atom, draft.members)
-    sites = _sites(found, draft) + _norm_sites(found, draft, remedied)
+    norm_sites = _norm_sites(found, draft, remedied)
+    if found.buffers[draft.atom] and any(site.kind == "weight" for site in norm_sites):
+        reasons = [*reasons, AUDIBLE]
+    sites = _sites(found, draft) + norm_sites
     layers = draft.layers
     return Group(
         name=draft.name,
@@ -291,27 +298,6 @@ def _call_sites(
             )
             sites.append(site)
     return tuple(sites)
-
-
-def _constants(tracer: Tracer, by_atom: dict[Atom, Draft], prunable: set[str]) -> tuple[ConstantSlice, ...]:
-    found = []
-    for fork in tracer.records.forks.values():
-        if fork.argument is None:
-            continue
-        for d, expr in enumerate(fork.info.dims):
-            for atom, blocks in places(expr).items():
-                draft = by_atom.get(atom)
-                if draft is not None and draft.name in prunable:
-                    axis = Axis(size=atom.size, length=length(expr), blocks=tuple(blocks))
-                    slice_ = ConstantSlice(
-                        group=draft.name,
-                        module=fork.module,
-                        argument=fork.argument,
-                        dim=d - len(fork.info.dims),
-                        axis=axis,
-                    )
-                    found.append(slice_)
-    return tuple(found)
 
 
 def _values(model: nn.Module) -> dict[tuple[str, str], int]:

@@ -37,6 +37,7 @@ class Info:
         squared: serial number of what this is the square of, so that its mean is a mean square.
         mean_square: whether this is a mean of squares, to which a norm adds its epsilon.
         selected: whether an integer tensor results from choosing positions by activation (top-k, arg-max).
+        kept: whether this is a buffer that is not in the checkpoint: it is cut in its place, and its shape follows.
         entry: index of the layer in which it was computed; None outside of the stack, and for the stream itself.
         portion: of which layer it is the portion of an axis that is divided among layers; None for all else.
     """
@@ -51,6 +52,7 @@ class Info:
     squared: int | None = None
     mean_square: bool = False
     selected: bool = False
+    kept: bool = False
     entry: int | None = None
     portion: int | None = None
 

@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from graphprune.errors import TraceError
 from graphprune.graph import DependencyGraph
 from graphprune.trace.axes import atoms
+from graphprune.trace.constants import register_buffers
 from graphprune.trace.functions import watching
 from graphprune.trace.groups import build_graph
 from graphprune.trace.inputs import Call, Example, calls_of, others
@@ -97,6 +98,7 @@ def _follow(
         tensors.update((n, stand_in(t)) for n, t in model.named_buffers())
         persistent = model.state_dict(keep_vars=True).keys()
         register_parameters(tracer, {n: t for n, t in tensors.items() if n in persistent})
+        register_buffers(tracer, {n: t for n, t in tensors.items() if n not in persistent})
         device = next((t.device for t in tensors.values()), torch.device("cpu"))
         for call in calls:
             given = call.map(lambda t: stand_in(t).to(device))

@@ -69,6 +69,7 @@ class Tracer:
     portions: Portions = field(default_factory=Portions)
     records: Records = field(default_factory=Records)
     parameters: dict[str, tuple[Expr, ...]] = field(default_factory=dict)
+    buffers: dict[str, tuple[Expr, ...]] = field(default_factory=dict)
     touched: set[str] = field(default_factory=set)
     itemsizes: dict[str, int] = field(default_factory=dict)
     readers: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
@@ -110,7 +111,7 @@ class Tracer:
         return info
 
     def found(self, info: Info) -> None:
-        """A tensor that is neither in the checkpoint nor made by the forward: a buffer that is not saved, say."""
+        """A tensor that is no parameter, no buffer, and not made by the forward: a module's attribute, say."""
         where = self.where or "the model"
         for expr in info.dims:
             self.valued.append(
@@ -173,9 +174,9 @@ class Tracer:
         monomials = tuple(sorted(terms_of(number)))
         self.arithmetic[self.where, monomials] = monomials
 
-    def length_of(self, axis: Expr) -> int:
-        """The length of an axis, as a number that remembers it."""
-        if not matters(axis):
+    def length_of(self, axis: Expr, *, early: bool = False) -> int:
+        """The length of an axis, as a number that remembers it; ``early`` where it may matter only later on."""
+        if not early and not matters(axis):
             return length(axis)
         self.axes.append(axis)
         return TracedInt(length(axis), {(((AXIS, str(len(self.axes) - 1)), 1),): Fraction(1)})

@@ -106,8 +106,9 @@ def _integer_nodes(view: nx.MultiDiGraph, graph: DependencyGraph) -> None:
 def _constant_nodes(view: nx.MultiDiGraph, graph: DependencyGraph) -> None:
     for constant in graph.constants:
         node = f"constant {constant.argument} of {constant.module}"
-        name = f"{constant.module}({constant.argument})"
-        view.add_node(node, kind="constant", name=name, module=constant.module, argument=constant.argument)
+        name = f"{constant.module}.{constant.argument}".lstrip(".") if constant.buffer else None
+        name = name or f"{constant.module}({constant.argument})"
+        view.add_node(node, kind="constant", name=name, **_fields(constant, "group", "dim", "axis"))
         edge = {**_fields(constant.axis), "dim": constant.dim, "elements": elements(constant.axis)}
         view.add_edge(constant.group, node, relation="constant", **edge)
 

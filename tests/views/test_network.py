@@ -40,7 +40,7 @@ def rebuilt(view: nx.MultiDiGraph) -> gp.DependencyGraph:
             members[group].append({**only(data, gp.Member), "tensor": view.nodes[target]["name"]})
         elif data["relation"] == "constant":
             told, axis = view.nodes[target], only(data, Axis)
-            told = {"group": group, "module": told["module"], "argument": told["argument"]}
+            told = {"group": group, "module": told["module"], **{k: told[k] for k in ("argument", "buffer")}}
             constants.append({**told, "dim": data["dim"], "axis": axis})
     fields = {
         "groups": [{**only(data, gp.Group), "members": members[key]} for key, data in nodes["group"].items()],
@@ -82,7 +82,10 @@ HAND_MADE = gp.DependencyGraph(
         gp.Group(name="m/vocab", role="vocab", layer=0, size=3, members=(), frozen="token ids"),
     ),
     rules=(SizeRule(owner="m", attribute="n", reader="m", constant=1, terms=((3, ("hidden", "m/vocab")),)),),
-    constants=(ConstantSlice(group="hidden", module="m", argument="bias", dim=-1, axis=AXIS),),
+    constants=(
+        ConstantSlice(group="hidden", module="m", argument="bias", dim=-1, axis=AXIS),
+        ConstantSlice(group="hidden", module="m", argument="table", dim=-1, axis=AXIS, buffer=True),
+    ),
     shapes={"hidden": (4, 3), "eyes": (5,)},
     tied={"other": "hidden"},
     untraced=("eyes",),
@@ -110,7 +113,8 @@ def test_edges_say_what_goes_and_what_follows():
     integer, _ = told["integer"]
     assert (view.nodes[integer]["name"], view.nodes[integer]["value"]) == ("m.n", 1 + 3 * 2 * 3)
     assert view.has_edge("m/vocab", integer)
-    assert view.nodes[told["constant"][0]]["argument"] == "bias" and told["constant"][1]["dim"] == -1
+    constants = {view.nodes[to]["name"]: d["dim"] for _, to, d in view.edges(data=True) if d["relation"] == "constant"}
+    assert constants == {"m(bias)": -1, "m.table": -1}
 
 
 def test_the_view_is_made_anew_for_a_changed_copy():

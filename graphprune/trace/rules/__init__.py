@@ -1,9 +1,10 @@
 """How ATen operations move axes; one file per kind of operation, collected in one table."""
 
 from graphprune.trace.rules import choose, contract, convolve, factory, index, pointwise, reduce, shape
-from graphprune.trace.rules.table import RULES, Call, rule, rule_of
+from graphprune.trace.rules.table import POINTWISE, RULES, Call, rule, rule_of
 
 __all__ = [
+    "POINTWISE",
     "RULES",
     "Call",
     "choose",

@@ -114,7 +114,7 @@ function followers({ value, layer }) {
     `<li>${say(item.value, item.layers)}${layer === null && item.layers.length ? ` <span class="times">${layersText(item.layers)}</span>` : ""}</li>`);
   const code = (text) => path(inLayer(String(text), layer));
   const norms = (n) => `${code(n.tensor)} grows by √(all/kept)${n.epsilon ? `, ${code(`${n.owner}.${n.epsilon}`)} by all/kept` : ""}`;
-  const constants = (c) => `argument ${code(c.argument)} of ${code(c.module)}, dim ${c.dim}`;
+  const constants = (c) => `${c.buffer ? "buffer" : "argument"} ${code(c.argument)} of ${code(c.module)}, dim ${c.dim}`;
   const stacks = (value.stacks || []).flatMap((s) => [
     `<li>entries of ${code(s.path)} move up</li>`,
     ...s.numbering.map((n) => `<li>${code(`${n.owner ? `${n.owner}.` : ""}${n.attribute}`)} of each is numbered anew</li>`),

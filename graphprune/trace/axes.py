@@ -153,16 +153,26 @@ def split(factor: Factor, outer: int) -> tuple[Expr, Expr]:
         return halves
     heads: list[Expr] = []
     tails: list[Expr] = []
-    for piece in factor.pieces:
+    pieces = list(factor.pieces)
+    while pieces:
+        piece = pieces.pop(0)
         size = length(piece)
-        if size % inner:
-            raise AxisConflict(f"a piece of {size} positions does not divide into runs of {inner}")
-        head, tail = regroup([piece], [size // inner, inner])
+        if size % inner == 0:
+            head, tail = regroup([piece], [size // inner, inner])
+        else:  # a run that goes on in the next pieces
+            tail, rest = cut(concat([piece, *pieces]), inner)
+            head, pieces = UNIT, _pieces(rest)
         heads.append(head)
         tails.append(tail)
     for tail in tails[1:]:
         unify(tails[0], tail)
     return concat(heads), resolve(tails[0])
+
+
+def _pieces(expr: Expr) -> list[Expr]:
+    if len(expr) == 1 and isinstance(expr[0], Concat):
+        return list(expr[0].pieces)
+    return [expr]
 
 
 def cut(expr: Expr, at: int) -> tuple[Expr, Expr]:
@@ -232,9 +242,8 @@ def _unify(left: Expr, right: Expr) -> None:
             _unite(x, y)
             left, right = a[1:], b[1:]
         else:
-            small, large = (x, y) if x.size < y.size else (y, x)
-            split(large, small.size)
-            left, right = a, b
+            halves = sum(split(max(x, y, key=lambda f: f.size), min(x.size, y.size)), UNIT)
+            left, right = (halves + a[1:], b) if x.size > y.size else (a, halves + b[1:])
 
 
 def _unite(x: Factor, y: Factor) -> None:

@@ -93,7 +93,7 @@ def _heads(flags: frozenset[str]) -> str:
 
 
 def _alone(seen: Evidence) -> bool:
-    """Channels that a recurrence mixes one by one; values of an attention lie in heads, and no kernel mixes them."""
+    """Channels that a recurrence mixes one by one; the values of an attention lie in heads."""
     return "mixed_positions" in seen.flags and "heads" not in seen.along
 
 

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graphprune.trace.axes import (
+    UNIT,
     AxisConflict,
     atoms,
     concat,
@@ -82,6 +83,25 @@ def test_a_concatenation_written_down_twice_is_one_axis():
     unify(once + dim + inner, twice + dim + other)
     assert [a.size for a in atoms(once)] == [2, 4]  # nothing was split to make equal what was equal
     assert atoms(inner) == atoms(other)
+
+
+def test_pieces_of_one_position_divide_into_runs():
+    """Query heads that are normalised one by one, and key heads likewise, each repeated for two query heads."""
+    dim, repeat = fresh(6), fresh(2)
+    queries, keys, values = (concat([UNIT] * 8) + dim, concat([UNIT] * 4) + repeat + fresh(6), fresh(24))
+    unify(queries, keys)
+    assert [f.size for f in resolve(keys)] == [4, 2, 6]
+    assert atoms(queries) == atoms(keys) == atoms(dim)
+    heads, _ = regroup([values], [4, 6])
+    unify(heads, concat([UNIT] * 4))
+    assert [f.size for f in resolve(values)] == [4, 6]
+
+
+def test_runs_go_across_pieces():
+    first, rest = fresh(3), fresh(5)
+    outer, inner = split(concat([first, rest])[0], 4)
+    assert (length(outer), length(inner)) == (4, 2)
+    assert [length(e) for e in (first, rest)] == [3, 5]
 
 
 def test_common_inner_factors_have_one_spelling():

@@ -26,6 +26,7 @@ REMEDIES = (
     ("(number written in its code|length of another one)", "Another forward; no attribute can be changed to say it."),
     ("computes with the number of units", "Another forward; no attribute can be changed to say it."),
     ("only the router's rows", "Groups declared by hand; `specs/architectures` has some."),
+    ("numbers that it computes", "Units of a whole row or column of the grid that the numbers point into."),
     ("positions are mixed|regroups|cannot be split|could not be followed|falls inside", "A finer rule for it."),
     ("statistic|reduced without a weight", "A mask for this way of averaging."),
 )

@@ -34,6 +34,8 @@ EXPERTS = "expert_weights"
 INCOMPLETE = "only the router's rows were traced; the experts behind it were reached through Python integers"
 """Frozen until a declared group says what else goes; integers and constants that follow are looked for all the same."""
 
+COMPUTED = "a router chooses these units by numbers that it computes (of a grid, say), so that no row of it is a unit's"
+
 
 AUDIBLE = "a norm averages over this axis and a constant that is not in the checkpoint, which no mask can silence there"
 """Masks before a norm are on weights where what enters it is made inside of its module."""
@@ -220,7 +222,7 @@ def _frozen(found: Findings, draft: Draft, sites: tuple[MaskSite, ...], reasons:
     if draft.role not in PRUNABLE:
         return UNSUPPORTED[draft.role]
     if draft.role == "moe.expert" and not flags & {EXPERTS, "batched_weights"}:
-        return INCOMPLETE
+        return COMPUTED if "computed" in flags else INCOMPLETE
     if found.valued[draft.atom]:
         return found.valued[draft.atom][0][1]
     if "assigned" in flags:

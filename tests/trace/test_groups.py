@@ -71,6 +71,36 @@ class Routed(nn.Module):
         return sum(w * expert(x) for w, expert in zip(weights, self.experts, strict=True))
 
 
+class Grid(nn.Module):
+    """Nine experts, each chosen by a row and a column of a grid: a product of keys."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows, self.columns, self.experts = nn.Linear(10, 3), nn.Linear(10, 3), nn.Embedding(9, 10)
+
+    def forward(self, x):
+        (a, row), (b, column) = self.rows(x).topk(2), self.columns(x).topk(2)
+        scores, cell = (a[..., None] + b[..., None, :]).flatten(-2), (row[..., None] * 3 + column[..., None, :])
+        best = scores.topk(2)
+        chosen = cell.flatten(-2).gather(-1, best.indices)
+        return (best.values[..., None] * self.experts(chosen)).sum(-2)
+
+
+class Summed(nn.Module):
+    """Attention whose softmax is written out."""
+
+    def __init__(self):
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(10, 12) for _ in range(3))
+        self.out = nn.Linear(12, 10)
+
+    def forward(self, x):
+        q, k, v = (w(x).unflatten(-1, (-1, 4)).transpose(1, 2) for w in (self.query, self.key, self.value))
+        scores = q @ k.mT
+        weights = (scores - scores.logsumexp(-1, keepdim=True)).exp()
+        return self.out((weights @ v).transpose(1, 2).flatten(2))
+
+
 def graph_of(layer):
     return trace(Stack(layer))
 
@@ -94,6 +124,16 @@ def test_what_looks_prunable_and_is_not_is_frozen_and_says_why(layer, role, reas
         assert group.frozen.startswith(reason)
         with pytest.raises(PlanError, match=r"must not be pruned|frozen"):
             PrunePlan.remove(graph, {group.name: [0]})
+
+
+def test_experts_in_a_grid_of_keys_are_frozen_and_say_why():
+    graph = graph_of(Grid)
+    experts = [g for g in graph.select(role="moe.expert", frozen=True) if g.size == 9]
+    assert [(g.layer, g.frozen) for g in experts] == [(i, groups.COMPUTED) for i in range(3)]
+
+
+def test_heads_under_a_softmax_that_is_written_out_are_attention():
+    assert [(g.layer, g.size) for g in graph_of(Summed).select(role="attention.group")] == [(i, 3) for i in range(3)]
 
 
 def test_experts_of_their_own_modules_keep_their_channels():

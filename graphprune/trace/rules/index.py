@@ -27,6 +27,8 @@ def link(call: Call, index: torch.Tensor, axis: Expr, table: Kind = Kind.ACTIVAT
         marks.add("expert_weights")
     elif table is Kind.WEIGHT and info.kind is Kind.WEIGHT and deep:
         marks = {"assigned", "expert_weights"}  # by a table in the checkpoint, token by token
+    if info.selected and info.values is None:
+        marks.add("computed")
     for atom in atoms(axis):
         atom.flags.update(marks)
 
@@ -126,7 +128,7 @@ def gather(call: Call) -> None:
     for i, (a, b) in enumerate(zip(info.dims, where.dims, strict=True)):
         if i != d and length(a) == length(b):
             unify(a, b)
-    call.put(where.dims, tensor, values=info.values)
+    call.put(where.dims, tensor, values=info.values, selected=info.selected)
 
 
 @rule("topk", "sort", "argsort", "msort")

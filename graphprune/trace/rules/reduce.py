@@ -26,6 +26,9 @@ def reduce_dims(call: Call) -> None:
             if call.name == "mean" and info.squared is not None:
                 call.tracer.norm_of(info, d)
             _flag(info.dims[d], _mark(call.name, info.squared is not None))
+        if call.name == "logsumexp":  # the norm of a softmax
+            for d in set(range(tensor.ndim)) - gone:
+                _flag(info.dims[d], "softmax_batch")
     keep = bool(call.get("keepdim", False))
     dims = [UNIT if d in gone else e for d, e in enumerate(info.dims) if keep or d not in gone]
     for i in range(len(call.outputs)):

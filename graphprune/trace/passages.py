@@ -41,6 +41,7 @@ class Passages:
     others: dict[int | None, tuple[str, dict[str, Info], Info]] = field(default_factory=dict)
     handed: dict[int | None, str] = field(default_factory=dict)
     parts: list[tuple[str, int]] = field(default_factory=list)
+    strays: set[int] = field(default_factory=set)
 
     @property
     def current(self) -> int | None:
@@ -56,7 +57,10 @@ class Passages:
             return
         given = {name: records.get(tensor) for name, tensor in inputs}
         moving = (n for n, info in given.items() if info.kind is Kind.ACTIVATION and len(info.dims) > 1)
-        self.running.append((index, next(moving, ""), given))
+        stream = next(moving, "")
+        if stream and given[stream].entry is not None:
+            self.strays.add(index)
+        self.running.append((index, stream, given))
         self.handed.update((i.source, n) for n, i in given.items() if i.source in self.others and i.entry == index - 1)
 
     def leave(self, path: str, outputs: Any, records: Records) -> None:
@@ -145,6 +149,8 @@ class Passages:
                     return f"layer {index} does not hand on the residual stream that it is given"
         if len({(p.argument, p.output) for calls in self.seen.values() for p in calls if p}) > 1:
             return "layers take and hand on the residual stream in different places"
+        if self.strays:
+            return f"layer {min(self.strays)} takes for its residual stream what another layer computes besides it"
         needed = self.needed()
         return needed[min(needed)] if len(needed) == self.stack.count else None
 

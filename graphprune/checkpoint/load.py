@@ -96,6 +96,10 @@ def cut_class(base: type[PreTrainedModel], steps: tuple[Step, ...]) -> type[PreT
     def initialise(self: Any) -> None:
         for name in vars(self).get(_CUT_BUFFERS, ()):  # none yet while the stock class is built
             self.get_buffer(name)._is_hf_initialized = True  # the stock class would fill in the uncut constant
+        for module in self.modules():
+            own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+            if own and all(getattr(tensor, "_is_hf_initialized", False) for tensor in own):
+                module._is_hf_initialized = True  # stock code would compute what to fill in, by the uncut config
         base.initialize_weights(self)  # type: ignore[no-untyped-call]
 
     members = {

@@ -74,7 +74,9 @@ def score(
         data = [sample for batch in data for sample in _samples(batch)]
     with _untouched(model), _adapters(model, graph, groups, spec, signals) as wrapped:
         backward = bool(signals & _NEEDS_BACKWARD)
-        with torch.set_grad_enabled(backward), Observer(wrapped, graph, groups, signals) as seen:
+        backwards = 1 if criterion.expectation != "gradient" else len(data)
+        observer = Observer.for_criterion(wrapped, graph, groups, criterion, backwards)
+        with torch.set_grad_enabled(backward), observer as seen:
             run = _Run(wrapped, seen, criterion, groups, backward=backward)
             return run.mean_of_scores(data) if criterion.expectation != "gradient" else run.score_of_mean(data)
 

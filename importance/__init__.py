@@ -18,7 +18,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from graphprune.errors import CriterionError
-from graphprune.importance.base import Criterion, LoraFactors, Observation, Options, Signal
+from graphprune.importance.base import Criterion, LoraFactors, MemberCriterion, Observation, Options, Signal
 from graphprune.importance.gate import Gate
 from graphprune.importance.lora import Lora
 from graphprune.importance.magnitude import Magnitude
@@ -42,6 +42,7 @@ __all__ = [
     "Lora",
     "LoraFactors",
     "Magnitude",
+    "MemberCriterion",
     "Observation",
     "Options",
     "Random",

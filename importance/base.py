@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import abc
 import enum
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from graphprune.graph import Group
+from graphprune.graph import Group, Member
 
 
 class Signal(enum.Enum):
@@ -84,6 +85,13 @@ class Observation(abc.ABC):
     def mask_gradient(self, group: Group) -> torch.Tensor:
         """dL/dm of the group's mask at m = 1, one per unit: shape (size,), summed over the mask's uses."""
 
+    def member_scores(self, group: Group) -> Sequence[torch.Tensor] | None:
+        """What :meth:`MemberCriterion.score_member` gave for the group's members while gradients passed by.
+
+        None where gradients were kept, so that the criterion can look at them now.
+        """
+        return None
+
 
 class Options(BaseModel):
     """Base of a criterion's options as they stand in a spec: ``criterion: {name: ..., <options>}``."""
@@ -125,3 +133,40 @@ class Criterion(abc.ABC):
     @abc.abstractmethod
     def score(self, group: Group, seen: Observation) -> torch.Tensor:
         """One score per unit: float32 of shape ``(group.size,)``, on any device."""
+
+
+class MemberCriterion(Criterion):
+    """A criterion that judges one slice of one tensor at a time and then combines these judgements.
+
+    Gradients that such a criterion reads need not be kept: each is reduced to unit scores inside the backward pass, as
+    soon as it is there, and freed before the next one comes.
+    """
+
+    @property
+    @abc.abstractmethod
+    def degree(self) -> int | None:
+        """The k with which a gradient c times as large gives scores c^k times as large; None where there is none.
+
+        Scores with a degree can be averaged over backward calls, whose losses carry factors.
+        """
+
+    @abc.abstractmethod
+    def score_member(self, member: Member, seen: Observation) -> torch.Tensor:
+        """One score per unit for the member's tensor alone: shape ``(member.size,)``; reads no other tensor."""
+
+    @abc.abstractmethod
+    def combine(self, group: Group, vectors: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The group's scores from those of its members, in their order: float32 of shape ``(group.size,)``."""
+
+    def streams(self, backwards: int) -> bool:
+        """Whether the mean over ``backwards`` backward calls of their scores is the score that is wanted.
+
+        True where there is only one, and where the criterion averages scores instead of gradients.
+        """
+        return self.degree is not None and (backwards == 1 or self.expectation != "gradient")
+
+    def score(self, group: Group, seen: Observation) -> torch.Tensor:
+        vectors = seen.member_scores(group)
+        if vectors is None:
+            vectors = [self.score_member(member, seen) for member in group.members]
+        return self.combine(group, vectors)

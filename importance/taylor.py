@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
@@ -10,7 +11,7 @@ from pydantic import Field
 from graphprune.graph import Group, Member
 from graphprune.importance._aggregate import Aggregate, aggregate
 from graphprune.importance._tiles import exact, sum_tiles
-from graphprune.importance.base import Criterion, Observation, Options, Signal
+from graphprune.importance.base import MemberCriterion, Observation, Options, Signal
 
 
 class TaylorOptions(Options):
@@ -25,9 +26,14 @@ class TaylorOptions(Options):
     )
     power: Literal[1, 2] = Field(1, description="1: absolute values. 2: squares (LoRAPrune Eq. 3).")
     aggregate: Aggregate = Field("sum", description="How the scores of a group's tensors are combined.")
+    mean_of: Literal["gradient", "batch", "sample"] = Field(
+        "gradient",
+        description="What is averaged over several backward passes: gradients, which have to be kept, or scores of "
+        "batches or samples, for which no more than one tensor's gradient is held.",
+    )
 
 
-class Taylor(Criterion):
+class Taylor(MemberCriterion):
     """LLM-Pruner: On the Structural Pruning of Large Language Models, Ma et al. 2023, section 3.2.
 
     With the gradient g of the mean loss over the calibration samples and the diagonal Fisher information
@@ -44,6 +50,10 @@ class Taylor(Criterion):
     ``{order: first, vectorize: true}``. ``power: 2`` is the criterion (w·g)² of Molchanov et al. 2019 and of
     LoRAPrune Eq. 3. Every parameter counts, biases and norm weights too; buffers and parameters that the loss
     does not reach have zero gradient.
+
+    No gradient outlives the backward pass that made it where there is one backward pass per score, where ``mean_of``
+    averages scores, and for ``order: second`` with ``power: 1``, where both means are the same. Means of absolute
+    values are not absolute values of means: with several passes ``mean_of: batch`` ranks differently.
 
     https://arxiv.org/abs/2305.11627
     """
@@ -62,10 +72,23 @@ class Taylor(Criterion):
             needed.add(Signal.SQUARED_GRADIENT)
         return frozenset(needed)
 
-    def score(self, group: Group, seen: Observation) -> torch.Tensor:
-        return aggregate(group, [self._member(m, seen) for m in group.members], self.options.aggregate)
+    @property
+    def expectation(self) -> Literal["gradient", "batch", "sample"]:
+        return self.options.mean_of
 
-    def _member(self, member: Member, seen: Observation) -> torch.Tensor:
+    @property
+    def degree(self) -> int | None:
+        of_term = {"first": 1, "second": 2, "mixed": None}[self.options.order]
+        return None if of_term is None else of_term * self.options.power
+
+    def streams(self, backwards: int) -> bool:
+        additive = self.options.order == "second" and self.options.power == 1  # no term is negative
+        return additive or super().streams(backwards)
+
+    def combine(self, group: Group, vectors: Sequence[torch.Tensor]) -> torch.Tensor:
+        return aggregate(group, vectors, self.options.aggregate)
+
+    def score_member(self, member: Member, seen: Observation) -> torch.Tensor:
         name, order = member.tensor, self.options.order
         gradient = None if order == "second" else seen.gradient(name)
         fisher = None if order == "first" else seen.squared_gradient(name)

@@ -92,20 +92,25 @@ class PruneCallback(TrainerCallback):
         groups = self.pruner.groups
         self._masks = MaskSet(model, self.graph, [g.name for g in groups]).attach()
         self._observer = self._watching.enter_context(
-            Observer(model, self.graph, groups, self.pruner.criterion.signals)
+            Observer.for_criterion(
+                model, self.graph, groups, self.pruner.criterion, backwards=args.gradient_accumulation_steps
+            )
         )
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         pruner, model, step = self._running, kwargs["model"], state.global_step + 1
-        if _loss_is_scaled(kwargs["optimizer"]) and nonfinite_gradients(model):
+        assert self._observer is not None
+        scale = _unscale(kwargs["optimizer"])
+        if scale is not None and (nonfinite_gradients(model) or self._observer.nonfinite()):
             log.info("step %d: overflow in half precision, so this step is skipped and not scored", step)
+            self._observer.reset()
             return
         check_gradients(model, pruner.groups, step)
         if pruner.done:
             return
-        assert self._observer is not None
+        self._observer.loss_scale = scale or 1.0
         pruner.score(step, self._observer)
         self._observer.reset()
         plan = pruner.advance(step, _last_loss(state))
@@ -134,17 +139,18 @@ class PruneCallback(TrainerCallback):
             self._watching.close()  # no more scores are needed, so training need not pay for them
 
 
-def _loss_is_scaled(optimizer: Any) -> bool:
-    """Whether a gradient scaler is at work (fp16), where overflow is part of the method; unscales gradients.
+def _unscale(optimizer: Any) -> float | None:
+    """Unscales the gradients of what is trained; the factor that the loss carried, None where there is no scaler.
 
     Scores must not carry the loss scale. Clipping has unscaled the gradients already, and a second time is refused.
+    Overflow is part of the method there (fp16).
     """
     scaler = getattr(optimizer, "scaler", None)
     if scaler is None:
-        return False
+        return None
     with suppress(RuntimeError):
         scaler.unscale_(optimizer.optimizer)
-    return True
+    return float(scaler.get_scale())
 
 
 def _last_loss(state: TrainerState) -> float | None:

@@ -1,22 +1,82 @@
-"""Gradients of base weights, summed over backward calls, without leaving anything on the parameters."""
+"""Gradients of base weights, taken as they come, without leaving anything on the parameters."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from graphprune.names import resolve_tensor
+from graphprune.observe.checkpointing import refuse_reentrant
+
+
+class Take(Protocol):
+    """Is given the gradient of ``parameter`` for one backward call; the memory is the taker's."""
+
+    def __call__(self, parameter: Tensor, gradient: Tensor) -> None: ...
+
+
+class GradientTap:
+    """Hands the gradients of some tensors to ``take``, inside the backward pass.
+
+    A parameter that did not require a gradient does so while the tap is open, and its ``grad`` is taken away as soon
+    as it is there, so that gradient clipping and optimizers never meet it. A parameter that did require one keeps it.
+    A parameter that is used several times is handed over once, with the gradient of all uses.
+
+    Args:
+        model: bare or wrapped.
+        tensors: names in the graph; buffers are left aside.
+        take: called once per backward call for every parameter that it reaches.
+    """
+
+    def __init__(self, model: nn.Module, tensors: Iterable[str], take: Take) -> None:
+        self._model = model
+        self._tensors = {id(t): t for t in (resolve_tensor(model, name) for name in tensors)}
+        self._take = take
+        self._undo: list[Callable[[], None]] = []
+
+    def open(self) -> None:
+        """Begins to listen.
+
+        Raises:
+            CriterionError: if the model recomputes activations in a way that gives out gradients in parts.
+        """
+        refuse_reentrant(self._model)
+        for parameter in self._tensors.values():
+            if not isinstance(parameter, nn.Parameter) or not parameter.is_floating_point():
+                continue
+            if parameter.requires_grad:
+                handle: RemovableHandle = parameter.register_hook(self._listener(parameter))  # type: ignore[no-untyped-call]
+                self._undo.append(handle.remove)
+            else:
+                self._undo.append(_restorer(parameter))
+                parameter.requires_grad_(True)
+                parameter.grad = None
+                handle = parameter.register_post_accumulate_grad_hook(self._take_away)  # type: ignore[no-untyped-call]
+                self._undo.append(handle.remove)
+
+    def close(self) -> None:
+        """Stops listening and leaves the parameters as they were."""
+        while self._undo:
+            self._undo.pop()()
+
+    def _take_away(self, parameter: Tensor) -> None:
+        gradient, parameter.grad = parameter.grad, None
+        assert gradient is not None
+        self._take(parameter, gradient)
+
+    def _listener(self, parameter: nn.Parameter) -> Callable[[Tensor], None]:
+        # Copied, because autograd may hand the same memory to the parameter and change it there.
+        return lambda gradient: self._take(parameter, gradient.detach().clone())
 
 
 class GradientRecorder:
     """Sums, and sums of squares, of the gradients of some tensors over backward calls.
 
-    A parameter that did not require a gradient does so while the recorder is open, and its ``grad`` is taken
-    away as soon as it is there, so that gradient clipping and optimizers never meet it. A parameter that did
-    require one keeps it. Buffers, and parameters that a backward does not reach, have zero gradient.
+    Buffers, and parameters that a backward does not reach, have zero gradient.
 
     Args:
         model: bare or wrapped.
@@ -27,30 +87,18 @@ class GradientRecorder:
 
     def __init__(self, model: nn.Module, tensors: Iterable[str], *, sums: bool, squares: bool) -> None:
         self._tensors = {name: resolve_tensor(model, name) for name in tensors}
+        self._tap = GradientTap(model, self._tensors, self._add)
         self._record_sums, self._record_squares = sums, squares
         self._sums: dict[int, Tensor] = {}
         self._squares: dict[int, Tensor] = {}
-        self._undo: list[Callable[[], None]] = []
 
     def open(self) -> None:
         """Starts recording."""
-        for parameter in {id(t): t for t in self._tensors.values()}.values():
-            if not isinstance(parameter, nn.Parameter) or not parameter.is_floating_point():
-                continue
-            if parameter.requires_grad:
-                handle: RemovableHandle = parameter.register_hook(self._listener(parameter))  # type: ignore[no-untyped-call]
-                self._undo.append(handle.remove)
-            else:
-                self._undo.append(_restorer(parameter))
-                parameter.requires_grad_(True)
-                parameter.grad = None
-                handle = parameter.register_post_accumulate_grad_hook(self._take)  # type: ignore[no-untyped-call]
-                self._undo.append(handle.remove)
+        self._tap.open()
 
     def close(self) -> None:
         """Stops recording and leaves the parameters as they were."""
-        while self._undo:
-            self._undo.pop()()
+        self._tap.close()
         self.reset()
 
     def reset(self) -> None:
@@ -77,15 +125,6 @@ class GradientRecorder:
         tensor = self._tensors[name]
         recorded = store.get(id(tensor))
         return torch.zeros_like(tensor, requires_grad=False) if recorded is None else recorded
-
-    def _take(self, parameter: Tensor) -> None:
-        gradient, parameter.grad = parameter.grad, None
-        assert gradient is not None
-        self._add(parameter, gradient)
-
-    def _listener(self, parameter: nn.Parameter) -> Callable[[Tensor], None]:
-        # Copied, because autograd may hand the same memory to the parameter and change it there.
-        return lambda gradient: self._add(parameter, gradient.detach().clone())
 
     def _add(self, parameter: Tensor, gradient: Tensor) -> None:
         key = id(parameter)

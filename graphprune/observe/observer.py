@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Protocol
@@ -13,12 +13,13 @@ from typing_extensions import Self
 
 from graphprune.errors import CriterionError
 from graphprune.graph import DependencyGraph, Group
-from graphprune.importance.base import LoraFactors, Observation, Signal
+from graphprune.importance.base import Criterion, LoraFactors, MemberCriterion, Observation, Signal
 from graphprune.names import bare, plain, resolve_module
 from graphprune.observe.factors import base_weight, factor_parameters, lora_factors
 from graphprune.observe.gates import GateRecorder
 from graphprune.observe.gradients import GradientRecorder
 from graphprune.observe.inputs import InputRecorder
+from graphprune.observe.streamed import MemberScores
 
 
 class _Recorder(Protocol):
@@ -46,13 +47,23 @@ class Observer(Observation):
         graph: its dependency graph.
         groups: the groups that will be scored.
         signals: what to record.
+        streamed: a criterion whose scores are taken inside each backward pass, instead of keeping weight gradients;
+            see :meth:`for_criterion`.
+
+    Attributes:
+        loss_scale: the factor that losses carried (mixed precision in float16); gradients are divided by it.
 
     Raises:
         CriterionError: if a signal cannot be recorded for a group.
     """
 
     def __init__(
-        self, model: nn.Module, graph: DependencyGraph, groups: Iterable[Group], signals: Iterable[Signal]
+        self,
+        model: nn.Module,
+        graph: DependencyGraph,
+        groups: Iterable[Group],
+        signals: Iterable[Signal],
+        streamed: MemberCriterion | None = None,
     ) -> None:
         self._model = model
         self._groups = tuple(groups)
@@ -64,12 +75,32 @@ class Observer(Observation):
         self._forwards = 0
         self._with_gradients = True
         self._open = ExitStack()
+        self.loss_scale = 1.0
         sums, squares = Signal.WEIGHT_GRADIENT in self._signals, Signal.SQUARED_GRADIENT in self._signals
-        self._gradients = (
-            GradientRecorder(model, self._tensors, sums=sums, squares=squares) if sums or squares else None
-        )
+        self._streamed, self._scores, self._gradients = streamed, None, None
+        if streamed is not None and (sums or squares):
+            self._scores = MemberScores(model, self._groups, streamed, self)
+        elif sums or squares:
+            self._gradients = GradientRecorder(model, self._tensors, sums=sums, squares=squares)
         self._inputs = InputRecorder(model, self._tensors) if Signal.INPUT_NORM in self._signals else None
         self._gates = GateRecorder(model, self._groups) if Signal.MASK_GRADIENT in self._signals else None
+
+    @classmethod
+    def for_criterion(
+        cls, model: nn.Module, graph: DependencyGraph, groups: Iterable[Group], criterion: Criterion, backwards: int = 1
+    ) -> Self:
+        """An observer of what ``criterion`` reads, in the way that holds the least memory.
+
+        Args:
+            model: as above.
+            graph: as above.
+            groups: as above.
+            criterion: what is going to read the observation.
+            backwards: how many backward passes go into one score.
+        """
+        streams = isinstance(criterion, MemberCriterion) and criterion.streams(backwards)
+        streamed = criterion if isinstance(criterion, MemberCriterion) and streams else None
+        return cls(model, graph, groups, criterion.signals, streamed)
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
@@ -102,14 +133,12 @@ class Observer(Observation):
 
     def gradient(self, tensor: str) -> Tensor:
         self._need(Signal.WEIGHT_GRADIENT)
-        assert self._gradients is not None
-        return self._gradients.sum(tensor)
+        return self._unscaled(self._kept().sum(tensor))
 
     def squared_gradient(self, tensor: str) -> Tensor:
         self._need(Signal.SQUARED_GRADIENT)
-        assert self._gradients is not None
         # Losses were divided by n = number of calls: mean of g² = Σ (n·h)² / n = n·Σ h² for recorded h = g/n.
-        return self._gradients.sum_of_squares(tensor) * self._forwards
+        return self._unscaled(self._kept().sum_of_squares(tensor), degree=2) * self._forwards
 
     def lora(self, tensor: str) -> LoraFactors | None:
         self._need(Signal.LORA)
@@ -129,13 +158,25 @@ class Observer(Observation):
     def mask_gradient(self, group: Group) -> Tensor:
         self._need(Signal.MASK_GRADIENT)
         assert self._gates is not None
-        return self._gates.gradient(group)
+        return self._unscaled(self._gates.gradient(group))
+
+    def member_scores(self, group: Group) -> Sequence[Tensor] | None:
+        if self._scores is None:
+            return None
+        self._need(next(iter(self._signals & {Signal.WEIGHT_GRADIENT, Signal.SQUARED_GRADIENT})))
+        assert self._streamed is not None
+        degree = self._streamed.degree or 1
+        # Losses were divided by n = number of calls: mean of s(g) = Σ n^k·s(h) / n for recorded h = g/n.
+        spread = float(self._forwards) ** (degree - 1)
+        return [self._unscaled(scores, degree) * spread for scores in self._scores.of(group)]
 
     def nonfinite(self) -> str | None:
         """The first gradient recorded since :meth:`reset` that is not finite, in words; None if all are."""
         found: dict[str, Tensor] = {}
         if self._gradients is not None:
             found.update((f"the gradient of '{name}'", value) for name, value in self._gradients.recorded())
+        if self._scores is not None:
+            found.update((f"the score by the gradient of '{name}'", value) for name, value in self._scores.recorded())
         if self._gates is not None:
             found.update((f"the mask gradient of group '{name}'", value) for name, value in self._gates.recorded())
         if Signal.LORA in self._signals:
@@ -146,10 +187,18 @@ class Observer(Observation):
         return next((what for what, value in found.items() if not _finite(value)), None)
 
     def _recorders(self) -> list[_Recorder]:
-        return [r for r in (self._gradients, self._inputs, self._gates) if r is not None]
+        return [r for r in (self._gradients, self._scores, self._inputs, self._gates) if r is not None]
 
     def _count(self, module: nn.Module, args: object) -> None:
         self._forwards += torch.is_grad_enabled() == self._with_gradients
+
+    def _unscaled(self, value: Tensor, degree: int = 1) -> Tensor:
+        return value if self.loss_scale == 1.0 else value / self.loss_scale**degree
+
+    def _kept(self) -> GradientRecorder:
+        if self._gradients is None:
+            raise CriterionError("gradients were reduced to scores inside the backward pass, so none was kept")
+        return self._gradients
 
     def _any_adapter_gradient(self) -> bool:
         return any(f.grad is not None for t in self._tensors for f in factor_parameters(self._model, t))

@@ -11,7 +11,8 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from graphprune.engine.adapters import attach, merge
 from graphprune.engine.callback import PruneCallback
 from graphprune.engine.data import load_blocks
-from graphprune.errors import GraphPruneError, NonFiniteError, SpecError
+from graphprune.errors import CriterionError, GraphPruneError, NonFiniteError, SpecError
+from graphprune.importance import Taylor
 from graphprune.masking import masked
 from graphprune.plan import PrunePlan
 from graphprune.reshape import reshape
@@ -151,6 +152,68 @@ def test_accumulated_micro_batches_give_the_scores_of_the_whole_batch(llama, gra
         scores.append(callback.scores)
     for name, score in scores[0].items():
         torch.testing.assert_close(score, scores[1][name], rtol=1e-4, atol=0.0)
+
+
+def test_taylor_scores_are_the_same_with_gradients_freed_inside_the_backward_pass(
+    llama, graph, tokens, tmp_path, monkeypatch
+):
+    plans, scores = [], []
+    for streams in (True, False):
+        with monkeypatch.context() as patch:
+            if not streams:
+                patch.setattr(Taylor, "streams", lambda self, backwards: False)
+            torch.manual_seed(1)
+            callback = PruneCallback(make_spec("taylor"), graph)
+            model = adapt(copy.deepcopy(llama), graph)
+            make_trainer(model, tokens, tmp_path, callback, gradient_accumulation_steps=1).train()
+        plans.append(callback.plan)
+        scores.append(callback.scores)
+    assert plans[0] == plans[1]
+    torch.testing.assert_close(scores[0], scores[1])
+
+
+@pytest.mark.parametrize("criterion", ["lora", "taylor", "gate", {"name": "taylor", "mean_of": "batch"}], ids=str)
+def test_scores_do_not_carry_the_loss_scale(criterion, llama, graph, tokens, tmp_path):
+    scores = []
+    for scale in (None, 2.0**12):
+        torch.manual_seed(1)
+        callback = PruneCallback(make_spec(criterion), graph)
+        model = adapt(copy.deepcopy(llama), graph)
+        trainer = make_trainer(model, tokens, tmp_path, callback, steps=1, max_grad_norm=0)
+        if scale:
+            trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        trainer.train()
+        scores.append(callback.scores)
+    torch.testing.assert_close(scores[0], scores[1])
+
+
+def test_a_step_that_overflows_is_skipped_and_forgotten(llama, graph, tokens, tmp_path, caplog):
+    calls = []
+
+    def overflow(gradient):
+        calls.append(1)
+        return torch.full_like(gradient, float("inf")) if len(calls) <= 2 else gradient  # at step 1
+
+    def listen(module, args, output):
+        output.register_hook(overflow)
+
+    callback = PruneCallback(make_spec("taylor"), graph)
+    trainer = make_trainer(adapt(llama, graph), tokens, tmp_path, callback, max_grad_norm=0)
+    trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12)
+    caplog.set_level("INFO")
+    with llama.model.norm.register_forward_hook(listen):
+        trainer.train()
+    assert "step 1: overflow in half precision" in caplog.text
+    assert callback.pruner.average.count == 5  # of the six steps up to the last event
+    assert callback.plan.ratio("model.layers.1.mlp/mlp.channel") == 0.5
+
+
+def test_reentrant_checkpointing_is_refused_where_weight_gradients_are_read(llama, graph, tokens, tmp_path):
+    options = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}}
+    trainer = make_trainer(adapt(llama, graph), tokens, tmp_path, PruneCallback(make_spec("taylor"), graph), **options)
+    with pytest.raises(CriterionError, match="use_reentrant=False"):
+        trainer.train()
+    assert not any(p.requires_grad for n, p in llama.named_parameters() if "lora" not in n)
 
 
 def test_the_graph_is_traced_where_none_is_given(llama, graph, tokens, tmp_path):

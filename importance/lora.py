@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import ClassVar, Literal
 
 import torch
@@ -10,7 +11,7 @@ from pydantic import Field
 from graphprune.errors import CriterionError
 from graphprune.graph import Group, Member
 from graphprune.importance._aggregate import aggregate
-from graphprune.importance._tiles import exact, sum_tiles
+from graphprune.importance._tiles import exact, sum_tiles, tile_rows
 from graphprune.importance.base import Criterion, LoraFactors, Observation, Options, Signal
 
 
@@ -80,12 +81,11 @@ class Lora(Criterion):
         low_rank = _LowRank(factors)
 
         def tile(start: int, stop: int) -> torch.Tensor:
-            weight = low_rank.update(start, stop).mul_(factors.scaling)
-            weight += seen.weight_rows(member.tensor, start, stop)
+            weight = low_rank.updated(start, stop, seen.weight_rows(member.tensor, start, stop))
             product = low_rank.surrogate(start, stop).mul_(weight)
             return product.square_() if self.options.variant == "paper" else product.abs_()
 
-        units = member.gather(sum_tiles(member, low_rank.shape, tile))
+        units = member.gather(sum_tiles(member, low_rank.shape, low_rank.device, tile))
         if self.options.variant == "reference":
             norm = units.norm()
             return units / norm if norm > 0 else units
@@ -93,40 +93,55 @@ class Lora(Criterion):
 
 
 class _LowRank:
-    """Rows of BA and of the gradient surrogate of one adapted tensor, in the tensor's stored layout.
+    """Rows of W + s·BA and of the gradient surrogate of one adapted tensor, in the tensor's stored layout.
 
-    The tensor is seen as a matrix (E·n, m): E stacked matrices, E = 1 for a plain one.
+    The tensor is seen as a matrix (E·n, m): E stacked matrices, E = 1 for a plain one. Both kinds of rows are written
+    to memory that the next call overwrites: allocating them anew for every tile costs as much as computing them.
     """
 
     def __init__(self, factors: LoraFactors) -> None:
         a, b = exact(factors.a), exact(factors.b)
         grad_a, grad_b = exact(factors.grad_a), exact(factors.grad_b)
-        #: BA = left[:, :, :r] · right[:, :r], surrogate = grad_left · grad_right
-        self._update = (b, a)
+        #: s·BA = left · right of the first pair, the surrogate of the second
+        self._update = (b * factors.scaling, a)
         self._surrogate = (torch.cat([grad_b, b - grad_b], dim=-1), torch.cat([a, grad_a], dim=-2))
         if factors.transposed:
             self._update = _transposed(self._update)
             self._surrogate = _transposed(self._surrogate)
         self.shape = (*a.shape[:-2], self._update[0].shape[-2], self._update[1].shape[-1])
+        self.device = a.device
+        tile = (tile_rows(self.shape, self.device), self.shape[-1])
+        self._weight_rows, self._surrogate_rows = a.new_empty(tile), a.new_empty(tile)
 
-    def update(self, start: int, stop: int) -> torch.Tensor:
-        """Rows ``start:stop`` of B·A, without scaling."""
-        return self._rows(self._update, start, stop)
+    def updated(self, start: int, stop: int, weight: torch.Tensor) -> torch.Tensor:
+        """Rows ``start:stop`` of W + s·BA, given those of W."""
+        out = self._weight_rows[: stop - start]
+        weight = exact(weight).to(out.dtype)
+        for rows, left, right in _pieces(self._update, start, stop):
+            torch.addmm(weight[rows], left, right, out=out[rows])
+        return out
 
     def surrogate(self, start: int, stop: int) -> torch.Tensor:
         """Rows ``start:stop`` of ∂B·A + B·∂A − ∂B·∂A."""
-        return self._rows(self._surrogate, start, stop)
+        out = self._surrogate_rows[: stop - start]
+        for rows, left, right in _pieces(self._surrogate, start, stop):
+            torch.mm(left, right, out=out[rows])
+        return out
 
-    def _rows(self, factors: tuple[torch.Tensor, torch.Tensor], start: int, stop: int) -> torch.Tensor:
-        left, right = factors
-        if left.ndim == 2:
-            return left[start:stop] @ right
-        rows = left.shape[-2]
-        pieces = []
-        for expert in range(start // rows, (stop - 1) // rows + 1):
-            first = expert * rows
-            pieces.append(left[expert, max(start - first, 0) : stop - first] @ right[expert])
-        return torch.cat(pieces)
+
+def _pieces(
+    factors: tuple[torch.Tensor, torch.Tensor], start: int, stop: int
+) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
+    """The parts of rows ``start:stop`` that lie in one matrix of a stack: where in the tile, and their factors."""
+    left, right = factors
+    if left.ndim == 2:
+        yield slice(None), left[start:stop], right
+        return
+    rows = left.shape[-2]
+    for expert in range(start // rows, (stop - 1) // rows + 1):
+        first, last = max(start, expert * rows), min(stop, (expert + 1) * rows)
+        inside = slice(first - expert * rows, last - expert * rows)
+        yield slice(first - start, last - start), left[expert, inside], right[expert]
 
 
 def _transposed(factors: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:

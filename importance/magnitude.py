@@ -47,4 +47,5 @@ class Magnitude(Criterion):
         def tile(start: int, stop: int) -> torch.Tensor:
             return exact(seen.weight_rows(member.tensor, start, stop)).abs().pow(self.options.p)
 
-        return member.gather(sum_tiles(member, seen.weight(member.tensor).shape, tile))
+        weight = seen.weight(member.tensor)
+        return member.gather(sum_tiles(member, weight.shape, weight.device, tile))

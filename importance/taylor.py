@@ -92,7 +92,8 @@ class Taylor(MemberCriterion):
         name, order = member.tensor, self.options.order
         gradient = None if order == "second" else seen.gradient(name)
         fisher = None if order == "first" else seen.squared_gradient(name)
-        shape = (gradient if gradient is not None else seen.weight(name)).shape
+        known = gradient if gradient is not None else _given(fisher)
+        shape, device = known.shape, known.device
 
         def term(start: int, stop: int) -> torch.Tensor:
             weight = exact(seen.weight_rows(name, start, stop))
@@ -103,8 +104,8 @@ class Taylor(MemberCriterion):
             return first if first is not None else _given(second)
 
         if self.options.vectorize:
-            return member.gather(self._size(sum_tiles(member, shape, term)))
-        return member.gather(sum_tiles(member, shape, lambda start, stop: self._size(term(start, stop))))
+            return member.gather(self._size(sum_tiles(member, shape, device, term)))
+        return member.gather(sum_tiles(member, shape, device, lambda start, stop: self._size(term(start, stop))))
 
     def _size(self, terms: torch.Tensor) -> torch.Tensor:
         return terms.abs() if self.options.power == 1 else terms.square()

@@ -71,7 +71,7 @@ def _summed(member: Member, shape: torch.Size, norm: torch.Tensor, seen: Observa
         rows = exact(seen.weight_rows(member.tensor, start, stop)).abs()
         return rows * (norm if inputs == 1 else norm[start:stop, None])
 
-    return member.gather(sum_tiles(member, shape, tile))
+    return member.gather(sum_tiles(member, shape, norm.device, tile))
 
 
 def _check(group: Group, members: tuple[Member, ...], scored: list[Member], seen: Observation) -> None:

@@ -8,9 +8,10 @@ from graphprune.importance._tiles import exact, row_tiles, sum_tiles
 
 
 @pytest.mark.parametrize("shape", [(1,), (7,), (4096, 4096), (3, 5), (8, 2048, 512), (100_000, 64), (2, 10_000_000)])
-def test_tiles_cover_every_row_once_and_stay_below_a_sixteenth(shape):
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_tiles_cover_every_row_once_and_stay_below_a_sixteenth(shape, device):
     rows, size = torch.Size(shape[:-1]).numel(), torch.Size(shape).numel()
-    tiles = list(row_tiles(shape))
+    tiles = list(row_tiles(shape, torch.device(device)))
     assert [start for start, _ in tiles] == [0, *(stop for _, stop in tiles[:-1])]
     assert tiles[-1][1] == rows
     for start, stop in tiles:
@@ -25,7 +26,7 @@ def test_sums_over_all_but_one_dimension(toy, dim, monkeypatch):
     flat = value.reshape(-1, 5)
     m = toy.member("x", dim, value.shape[dim], value.shape[dim])
     rest = [d for d in range(3) if d != dim]
-    torch.testing.assert_close(sum_tiles(m, value.shape, lambda a, b: flat[a:b]), value.sum(dim=rest))
+    torch.testing.assert_close(sum_tiles(m, value.shape, value.device, lambda a, b: flat[a:b]), value.sum(dim=rest))
 
 
 def test_half_precision_is_widened_and_double_kept():

@@ -23,6 +23,8 @@ from typing_extensions import Self
 from graphprune.errors import PlanError
 from graphprune.graph import Axis, DependencyGraph, Group, MaskSite
 from graphprune.names import resolve_module
+from graphprune.packed import packed_in
+from graphprune.packed_masks import mask_packed
 from graphprune.plan import PrunePlan
 from graphprune.reshape.adapters import Slot, adapter_layers, adapter_slots, find_slot
 from graphprune.reshape.history import graph_of
@@ -190,9 +192,13 @@ def _mask_weight(model: nn.Module, site: MaskSite, keep: Keep) -> list[Removable
     slot = find_slot(model, site.module)
     layers = [layer for layer in adapter_layers(model, site.module) if not hasattr(layer, "parameter_name")]
     reader = resolve_module(model, site.reader) if site.reader else None
-    if not layers:  # none, or LoRA on a bare parameter, which turns the tensor itself into W + BA
+    weight = packed_in(slot.module, slot.leaf)
+    if not layers and weight is None:  # none, or LoRA on a bare parameter, which turns the tensor itself into W + BA
         return _replace(reader or slot.module, slot, site.dim, keep)
-    handles = _replace(reader or layers[0], slot, site.dim, keep)
+    if weight is not None:
+        handles = [mask_packed(weight, site.dim, keep)]
+    else:
+        handles = _replace(reader or layers[0], slot, site.dim, keep)
     for follower in adapter_slots(model, site.module, site.dim):
         handles.extend(_replace(reader or layers[0], follower.slot, follower.dim, keep))
     return handles

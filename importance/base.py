@@ -52,6 +52,10 @@ class Observation(abc.ABC):
     def weight(self, tensor: str) -> torch.Tensor:
         """The base weight, dequantised, without adapters; the tensor's own shape."""
 
+    def shape(self, tensor: str) -> torch.Size:
+        """The shape of :meth:`weight`; an observation of quantised weights dequantises nothing for it."""
+        return self.weight(tensor).shape
+
     def weight_rows(self, tensor: str, start: int, stop: int) -> torch.Tensor:
         """Rows of :meth:`weight` seen as a matrix ``(-1, last dimension)``: (stop − start, last dimension).
 

@@ -47,5 +47,5 @@ class Magnitude(Criterion):
         def tile(start: int, stop: int) -> torch.Tensor:
             return exact(seen.weight_rows(member.tensor, start, stop)).abs().pow(self.options.p)
 
-        weight = seen.weight(member.tensor)
-        return member.gather(sum_tiles(member, weight.shape, weight.device, tile))
+        device = seen.weight_rows(member.tensor, 0, 1).device
+        return member.gather(sum_tiles(member, seen.shape(member.tensor), device, tile))

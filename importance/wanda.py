@@ -52,7 +52,7 @@ class Wanda(Criterion):
         _check(group, members, [m for m, _ in scored], seen)
         total, count = torch.zeros(group.size), torch.zeros(group.size)
         for member, norm in scored:
-            shape = seen.weight(member.tensor).shape
+            shape = seen.shape(member.tensor)
             total += _summed(member, shape, norm, seen).float().to(total.device)
             count += member.gather(torch.ones(member.length)) * shape[1 - member.dim]
         return total / count
@@ -78,7 +78,7 @@ def _check(group: Group, members: tuple[Member, ...], scored: list[Member], seen
     blind = [m.tensor for m in members if m.consumes and m not in scored]
     if scored and not any(m.consumes for m in scored):
         # The rows of a router alone say nothing about the expert matrices behind it.
-        blind += [m.tensor for m in members if m not in scored and seen.weight(m.tensor).ndim > 2]
+        blind += [m.tensor for m in members if m not in scored and len(seen.shape(m.tensor)) > 2]
     if blind or not scored:
         where = f"the inputs of '{blind[0]}' are not observed" if blind else "no matrix has observed inputs"
         raise CriterionError(

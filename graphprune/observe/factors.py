@@ -10,27 +10,47 @@ from torch import Tensor, nn
 
 from graphprune.errors import CriterionError
 from graphprune.importance.base import LoraFactors
-from graphprune.names import resolve_tensor
+from graphprune.names import plain, resolve_tensor
+from graphprune.packed import Packed, packed, packed_in
 from graphprune.reshape.adapters import adapter_layers
 
 
 def base_weight(model: nn.Module, tensor: str) -> Tensor:
-    """The base tensor without adapters, detached.
+    """The base tensor without adapters, detached; of a layer quantised by bitsandbytes all of it, dequantised.
 
     Raises:
-        CriterionError: if an adapter is merged into it, or if it is stored in a packed format.
+        CriterionError: if an adapter is merged into it, or if it is stored in another packed format.
     """
+    value = _base(model, tensor)
+    return value.whole() if isinstance(value, Packed) else value
+
+
+def base_shape(model: nn.Module, tensor: str) -> torch.Size:
+    """The shape of :func:`base_weight`, for which nothing is dequantised; errors as there."""
+    return _base(model, tensor).shape
+
+
+def base_rows(model: nn.Module, tensor: str, start: int, stop: int) -> Tensor:
+    """Rows of :func:`base_weight` seen as a matrix ``(-1, last dimension)``; only these are dequantised."""
+    value = _base(model, tensor)
+    return value.rows(start, stop) if isinstance(value, Packed) else value.reshape(-1, value.shape[-1])[start:stop]
+
+
+def _base(model: nn.Module, tensor: str) -> Tensor | Packed:
     for layer in adapter_layers(model, tensor):
         if layer.merged:
             raise CriterionError(
                 f"an adapter is merged into '{tensor}', so the base weight cannot be read. "
                 "Call unmerge_adapter() first."
             )
+    codes = packed(model, tensor)
+    if codes is not None:
+        return codes
     value = resolve_tensor(model, tensor)
     if isinstance(value, nn.Parameter) and not value.is_floating_point():
         raise CriterionError(
             f"'{tensor}' is stored as {str(value.dtype).removeprefix('torch.')} ({type(value).__name__}), expected "
-            "a floating-point parameter. Load the model without quantisation to score it."
+            "a floating-point parameter or a layer of bitsandbytes. Load the model without quantisation to score it."
         )
     return value.detach()
 
@@ -97,7 +117,8 @@ def _is_transposed(layer: Any, name: str) -> bool:
         return True
     if getattr(layer, "num_experts", 1) > 1:
         return not layer._did_swap_in_out_features
-    return bool(getattr(layer, "fan_in_fan_out", False))
+    codes = packed_in(plain(layer))
+    return bool(getattr(layer, "fan_in_fan_out", False)) or (codes is not None and codes.transposed)
 
 
 def _gradient(factor: nn.Parameter) -> Tensor:

@@ -15,11 +15,12 @@ from graphprune.errors import CriterionError
 from graphprune.graph import DependencyGraph, Group
 from graphprune.importance.base import Criterion, LoraFactors, MemberCriterion, Observation, Signal
 from graphprune.names import bare, plain, resolve_module
-from graphprune.observe.factors import base_weight, factor_parameters, lora_factors
+from graphprune.observe.factors import base_rows, base_shape, base_weight, factor_parameters, lora_factors
 from graphprune.observe.gates import GateRecorder
 from graphprune.observe.gradients import GradientRecorder
 from graphprune.observe.inputs import InputRecorder
 from graphprune.observe.streamed import MemberScores
+from graphprune.packed import keep_trainable, packed
 
 
 class _Recorder(Protocol):
@@ -77,6 +78,8 @@ class Observer(Observation):
         self._open = ExitStack()
         self.loss_scale = 1.0
         sums, squares = Signal.WEIGHT_GRADIENT in self._signals, Signal.SQUARED_GRADIENT in self._signals
+        if sums or squares:
+            _check_gradients(model, self._tensors)
         self._streamed, self._scores, self._gradients = streamed, None, None
         if streamed is not None and (sums or squares):
             self._scores = MemberScores(model, self._groups, streamed, self)
@@ -103,6 +106,7 @@ class Observer(Observation):
         return cls(model, graph, groups, criterion.signals, streamed)
 
     def __enter__(self) -> Self:
+        keep_trainable(self._model)  # a forward pass without gradients could make its weights unreadable
         with ExitStack() as stack:
             handle = bare(self._model).register_forward_pre_hook(self._count)
             stack.callback(handle.remove)
@@ -127,6 +131,12 @@ class Observer(Observation):
 
     def weight(self, tensor: str) -> Tensor:
         return base_weight(self._model, tensor)
+
+    def shape(self, tensor: str) -> torch.Size:
+        return base_shape(self._model, tensor)
+
+    def weight_rows(self, tensor: str, start: int, stop: int) -> Tensor:
+        return base_rows(self._model, tensor, start, stop)
 
     def holder(self, tensor: str) -> nn.Module | None:
         return plain(resolve_module(self._model, tensor.rpartition(".")[0]))
@@ -210,6 +220,18 @@ class Observer(Observation):
             )
         if self._forwards == 0 and signal is not Signal.LORA:
             raise CriterionError(f"the signal '{signal.value}' was asked for before any batch was run")
+
+
+def _check_gradients(model: nn.Module, tensors: Sequence[str]) -> None:
+    """Codes have no gradient, and a zero in its place would rank every unit alike."""
+    codes = [(name, found.kind) for name in tensors if (found := packed(model, name)) is not None]
+    if codes:
+        name, kind = codes[0]
+        raise CriterionError(
+            f"the criterion needs gradients of weights, and {len(codes)} of the {len(tensors)} tensors to be scored "
+            f"are quantised and have none: '{name}' is {kind}. Choose lora, gate, wanda or magnitude, or load the model "
+            "without quantisation."
+        )
 
 
 def _finite(value: Tensor) -> bool:

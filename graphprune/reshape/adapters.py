@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from graphprune.errors import ReshapeError
-from graphprune.names import inside, resolve_module, resolve_owner
+from graphprune.names import inside, plain, resolve_module, resolve_owner
+from graphprune.packed import packed_in
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,6 +122,8 @@ def _side(layer: Any, dim: int, ndim: int) -> str:
         rows_are_out = bool(getattr(layer, "_did_swap_in_out_features", False))
         return "out" if (dim == 1) == rows_are_out else "in"
     transposed = bool(getattr(layer, "fan_in_fan_out", False)) or "lora_embedding_A" in _filled(layer)
+    weight = packed_in(plain(layer))  # on a quantised layer PEFT knows nothing of the layout from before
+    transposed = transposed or (weight is not None and weight.transposed)
     return "out" if (dim == 0) != transposed else "in"
 
 

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from graphprune.errors import TraceError
+from graphprune.packed import packed
 from graphprune.trace.integers import configs_of
 
 MOST_MADE_UP = 2 << 30
@@ -75,7 +76,8 @@ def unpacked(model: nn.Module) -> nn.Module:
     config = _plain(model.config)
     try:
         with torch.device("meta"), no_init_weights():
-            twin: nn.Module = type(model)(config)
+            twin: Any = type(model)(config)
+            twin.tie_weights()  # left out with the initial values
     except Exception as error:  # a config class may refuse in any way it likes
         raise TraceError(
             f"{type(model).__name__} is quantised, and its twin without quantisation cannot be built from its config: "
@@ -83,12 +85,15 @@ def unpacked(model: nn.Module) -> nn.Module:
         ) from error
     shapes = {name: tuple(p.shape) for name, p in twin.named_parameters()}
     for name, parameter in model.named_parameters():
-        if parameter.is_floating_point() and shapes.get(name, tuple(parameter.shape)) != tuple(parameter.shape):
+        codes = not parameter.is_floating_point() or packed(model, name) is not None
+        if not codes and shapes.get(name, tuple(parameter.shape)) != tuple(parameter.shape):
             raise TraceError(
                 f"{type(model).__name__} is quantised, and its config does not describe it: '{name}' should have shape "
                 f"{shapes[name]}, has {tuple(parameter.shape)}. Trace it before it is quantised."
             )
-    return twin.train(model.training)
+    twin.train(model.training)
+    found: nn.Module = twin
+    return found
 
 
 def _is_packed(model: nn.Module) -> bool:

@@ -103,6 +103,30 @@ class Lora(Section):
     use_rslora: bool = Field(False, description="Scale the update by alpha / sqrt(r) instead.")
 
 
+QuantizationKind = Literal["int8", "nf4", "fp4"]
+
+
+class Quantization(Section):
+    """How the base is quantised by bitsandbytes while it is scored and tuned. What is written is not quantised."""
+
+    kind: QuantizationKind = Field(
+        description="int8: 8 bits, one scale per row (LLM.int8). nf4: 4 bits, one scale per 64 values (QLoRA). "
+        "fp4: the same with the codes of a tiny float."
+    )
+    double: bool = Field(True, description="With 4 bits: quantise the scales, too.")
+    skip_modules: Names | None = Field(
+        None,
+        description="Module name endings to leave as they are, beside output layers, routers and tied weights.",
+    )
+
+    def __str__(self) -> str:
+        return f"{self.kind}, double quantisation" if self.double and self.kind != "int8" else self.kind
+
+
+def _kind_alone(value: Any) -> Any:
+    return {"kind": value} if isinstance(value, str) else value
+
+
 class Training(Section):
     """Whether and how the adapters are trained, and how many batches one-shot scoring looks at."""
 
@@ -199,6 +223,10 @@ class PruneSpec(Section):
     )
     schedule: Schedule = Field(Schedule(), description="When units go, in a joint run.")
     lora: Lora = Field(Lora(), description="The adapters.")
+    quantization: Annotated[
+        Quantization | None,
+        BeforeValidator(_kind_alone, json_schema_input_type=QuantizationKind | Quantization | None),
+    ] = Field(None, description="Quantise the base while it is scored and tuned: a kind, or a kind with options.")
     training: Training = Field(Training(), description="Whether and how to train.")
     data: Data | None = Field(None, description="Text to train and calibrate on; may be given at run time.")
     export: Export = Field(Export(), description="What to write.")

@@ -9,6 +9,7 @@ from difflib import get_close_matches
 
 from graphprune.errors import SelectionError, SpecError
 from graphprune.graph import DependencyGraph, Group
+from graphprune.importance import Signal
 from graphprune.inventory import layers_text, plural
 from graphprune.schema import PruneSpec, Target
 from graphprune.selection import Selection
@@ -58,11 +59,11 @@ def check(spec: PruneSpec, graph: DependencyGraph, source: str = "spec") -> list
     """Checks ``spec`` against the graph of a model and returns what is worth knowing, in words.
 
     Raises:
-        SpecError: listing every problem: those of :func:`resolve_targets`, and every amount that leaves
-            nothing or less than a group's minimum.
+        SpecError: listing every problem: those of :func:`resolve_targets`, every amount that leaves nothing or
+            less than a group's minimum, and a criterion that a quantised base cannot serve.
     """
     notes: list[str] = []
-    problems: list[str] = []
+    problems: list[str] = _without_gradients(spec)
     for index, item in enumerate(resolve_targets(spec, graph, source)):
         where = f"targets[{index}].{amount(item.target)}"
         notes.extend(item.notes)
@@ -77,6 +78,17 @@ def check(spec: PruneSpec, graph: DependencyGraph, source: str = "spec") -> list
     if problems:
         raise SpecError(problems, source)
     return notes
+
+
+def _without_gradients(spec: PruneSpec) -> list[str]:
+    asked = spec.criterion.build().signals & {Signal.WEIGHT_GRADIENT, Signal.SQUARED_GRADIENT}
+    if spec.quantization is None or not asked:
+        return []
+    problem = (
+        f"criterion: '{spec.criterion.name}' needs gradients of weights, which a base in {spec.quantization.kind} does "
+        "not have. Choose lora, gate, wanda or magnitude, or leave quantization out."
+    )
+    return [problem]
 
 
 def amount(target: Target) -> str:

@@ -110,3 +110,17 @@ def test_the_json_schema_documents_every_field():
     for name, part in {"": schema, **schema["$defs"]}.items():
         for key, field in part.get("properties", {}).items():
             assert "description" in field, (name, key)
+
+
+def test_quantization_is_a_kind_or_a_kind_with_options():
+    targets = [{"role": "mlp.channel", "ratio": 0.5}]
+    short = PruneSpec.model_validate({"targets": targets, "quantization": "nf4"})
+    assert short.quantization.double and str(short.quantization) == "nf4, double quantisation"
+    options = {"kind": "int8", "skip_modules": "down_proj"}
+    long = PruneSpec.model_validate({"targets": targets, "quantization": options})
+    assert long.quantization.skip_modules == ("down_proj",) and str(long.quantization) == "int8"
+    for spec in (short, long):
+        assert PruneSpec.model_validate(spec.model_dump(mode="json")) == spec
+    assert PruneSpec.model_validate({"targets": targets}).quantization is None
+    with pytest.raises(ValidationError, match=r"quantization\.kind\n.*'int8', 'nf4' or 'fp4'"):
+        PruneSpec.model_validate({"targets": targets, "quantization": "int4"})

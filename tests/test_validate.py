@@ -131,3 +131,12 @@ def test_a_ratio_of_pooled_units_is_that_of_the_pool(graph):
     assert "removes nothing" in check(spec(wanted), graph)[0]
     assert check(spec(wanted, scope="role"), graph) == []
     assert check(spec(wanted, scope="global"), graph) == []
+
+
+def test_a_quantised_base_has_no_gradients_to_judge_by(graph):
+    targets = [{"role": "mlp.channel", "ratio": 0.5}]
+    spec = PruneSpec.model_validate({"targets": targets, "criterion": "taylor", "quantization": "int8"})
+    with pytest.raises(
+        SpecError, match="criterion: 'taylor' needs gradients of weights, which a base in int8 does not"
+    ):
+        check(spec, graph)

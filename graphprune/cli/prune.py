@@ -28,10 +28,12 @@ def command(
     trust_remote_code: Trust = False,
 ) -> None:
     """Prune MODEL as SPEC says and write the smaller model, its plan and a report to a new folder."""
-    from graphprune.checkpoint import check_output_folder, load_model
+    from graphprune.checkpoint import check_output_folder
     from graphprune.cli.models import device_of, structure, told
     from graphprune.declare import trace_with
+    from graphprune.engine.original import Source
     from graphprune.engine.prepare import check_purpose
+    from graphprune.engine.quantise import check_available
     from graphprune.engine.run import prune
     from graphprune.forecast import check_length
     from graphprune.specfile import load_spec
@@ -43,15 +45,18 @@ def command(
     check_output_folder(folder)
     _check_data(wanted, data)
     place = device_of(device)
+    if wanted.quantization is not None:
+        check_available(wanted.quantization, place)
     with working(f"tracing {model}"):  # before any weights are loaded, which may take long
         empty = structure(model, task=task, trust_remote_code=trust_remote_code)
         check(wanted, trace_with(empty, wanted, source=spec), spec)
         check_purpose(empty, wanted)
         check_length(empty, wanted, spec)
-    with working(f"loading {model}"):
-        loaded, tokenizer = load_model(
-            model, dtype=dtype.value, device=place, task=task, trust_remote_code=trust_remote_code
-        )
+    source = Source(model, dtype.value, place, task, trust_remote_code)
+    loaded, tokenizer = source, None
+    if wanted.quantization is None:  # otherwise the run comes back for the weights in the end
+        with working(f"loading {model}"):
+            loaded, tokenizer = source.load(place)
     result = prune(loaded, wanted, tokenizer=tokenizer, train_data=data, output=folder)
     out().print(result.report.to_markdown())
     for line in told(folder):

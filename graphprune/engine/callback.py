@@ -32,7 +32,8 @@ class PruneCallback(TrainerCallback):
 
     Put it into ``Trainer(callbacks=[...])``. After training, :attr:`plan` holds the units that are gone,
     exactly the target; ``gp.reshape(model, callback.plan)`` makes the model physically smaller. Criteria
-    that read adapters need a model wrapped by PEFT; see :func:`graphprune.engine.adapters.attach`.
+    that read adapters need a model wrapped by PEFT; see :func:`graphprune.engine.adapters.attach`. Where the base is
+    quantised by bitsandbytes, :func:`graphprune.engine.original.full_precision` makes the smaller model instead.
 
     Scores are taken where LoRAPrune takes them: once per optimizer step, on the accumulated gradients, after
     clipping and before the update, dropout active, inside the warm-up too. Of the spec, ``targets``,

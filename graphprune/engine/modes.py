@@ -13,9 +13,10 @@ from torch.utils.data import Dataset
 from transformers import set_seed
 
 from graphprune import ranking
-from graphprune.engine.adapters import attached, merge
+from graphprune.engine.adapters import attach, attached, merge
 from graphprune.engine.callback import PruneCallback
 from graphprune.engine.data import collate
+from graphprune.engine.original import Original
 from graphprune.engine.pruner import PruneEvent
 from graphprune.engine.training import train
 from graphprune.errors import DataError
@@ -41,6 +42,7 @@ class Job:
         stage: a context manager that times the stage of the given name.
         measure: called with the pruned but untuned model, physically smaller or masked.
         progress: whether to draw how far training is.
+        original: of a quantised model the one in full precision, which is what is cut; None where the model is that.
     """
 
     model: nn.Module
@@ -50,6 +52,7 @@ class Job:
     stage: Callable[[str], AbstractContextManager[Any]]
     measure: Callable[[nn.Module], None]
     progress: bool = True
+    original: Original | None = None
 
     @property
     def groups(self) -> tuple[Group, ...]:
@@ -88,7 +91,7 @@ def one_shot(job: Job) -> Outcome:
         scores = score(job.model, job.graph, job.spec, _batches(job))
     plan = ranking.plan(job.graph, job.spec, scores)
     with job.stage("reshape"):
-        small = reshape(job.model, plan, job.graph)
+        small = job.original.cut(job.model, plan) if job.original else reshape(job.model, plan, job.graph)
     job.measure(small)
     return Outcome(small, plan, scores)
 
@@ -96,10 +99,16 @@ def one_shot(job: Job) -> Outcome:
 def separate(job: Job) -> Outcome:
     """Removes everything at once, then tunes adapters on the smaller model."""
     pruned = one_shot(job)
-    with attached(pruned.model, job.graph, job.groups, job.spec.lora) as wrapped:
-        with job.stage("train"):
-            log = train(wrapped, _data(job), job.spec, progress=job.progress)
-        return replace(pruned, model=_merged(job, wrapped), log=tuple(log))
+    model = pruned.model
+    if job.original is not None:
+        with job.stage("quantise"):
+            model = job.original.quantised(model)
+    with attached(model, job.graph, job.groups, job.spec.lora) as wrapped, job.stage("train"):
+        log = train(wrapped, _data(job), job.spec, progress=job.progress)
+    if job.original is not None:
+        with job.stage("reshape"):
+            wrapped = job.original.adapted(wrapped, pruned.plan, _attacher(job), cut=True)
+    return replace(pruned, model=_merged(job, wrapped), log=tuple(log))
 
 
 def joint(job: Job) -> Outcome:
@@ -114,17 +123,26 @@ def joint(job: Job) -> Outcome:
                 log = train(wrapped, _data(job), job.spec, callbacks=[callback], progress=job.progress)
         finally:
             callback.close()
-        with cast(Any, wrapped).disable_adapter(), masked(wrapped, callback.plan, job.graph):
-            job.measure(wrapped)
+        if job.original is None:
+            with cast(Any, wrapped).disable_adapter(), masked(wrapped, callback.plan, job.graph):
+                job.measure(wrapped)
+            with job.stage("reshape"):
+                reshape(wrapped, callback.plan, job.graph)
+    if job.original is not None:
         with job.stage("reshape"):
-            reshape(wrapped, callback.plan, job.graph)
-        model = _merged(job, wrapped)
-    return Outcome(model, callback.plan, callback.scores, callback.events, tuple(log))
+            wrapped = job.original.adapted(wrapped, callback.plan, _attacher(job), cut=False)
+        with cast(Any, wrapped).disable_adapter():
+            job.measure(wrapped)
+    return Outcome(_merged(job, wrapped), callback.plan, callback.scores, callback.events, tuple(log))
 
 
 def needs_data(spec: PruneSpec) -> bool:
     """Whether anything is trained, or judged by more than weights."""
     return spec.training.mode != "none" or bool(spec.criterion.build().signals - {Signal.WEIGHT})
+
+
+def _attacher(job: Job) -> Callable[[nn.Module], nn.Module]:
+    return lambda model: attach(model, job.graph, job.groups, job.spec.lora)
 
 
 def _merged(job: Job, wrapped: nn.Module) -> nn.Module:

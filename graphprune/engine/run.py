@@ -13,13 +13,15 @@ import torch
 from torch import nn
 
 from graphprune import validate
-from graphprune.checkpoint import check_output_folder, load_model, save, verify_folder
+from graphprune.checkpoint import check_output_folder, save, verify_folder
 from graphprune.checkpoint.manifest import library_versions
 from graphprune.checkpoint.save import load_line
 from graphprune.declare import declare
+from graphprune.engine.base import QuantisedBase
 from graphprune.engine.data import Blocks, example, fingerprint
 from graphprune.engine.documents import TrainData
 from graphprune.engine.modes import Job, Outcome, run_mode
+from graphprune.engine.original import Source, as_source
 from graphprune.engine.prepare import Sequences, check_fits, check_purpose, positions, prepare
 from graphprune.engine.pruner import PruneEvent
 from graphprune.errors import CheckpointError, NonFiniteError, SpecError
@@ -62,9 +64,10 @@ class PruneResult:
 
 
 def prune(
-    model: nn.Module | str | os.PathLike[str],
+    model: nn.Module | str | os.PathLike[str] | Source,
     spec: PruneSpec | Mapping[str, Any] | str | os.PathLike[str],
     *,
+    original: str | os.PathLike[str] | Source | None = None,
     train_data: TrainData | None = None,
     tokenizer: Any = None,
     evaluation: TrainData | None = None,
@@ -80,8 +83,11 @@ def prune(
 
     Args:
         model: a transformers model, changed in place; or a folder or Hub id, loaded to the accelerator if there is
-            one.
+            one. With ``quantization`` in the spec it is quantised for scoring and tuning, a model that is given in a
+            copy, and the result is cut from the weights in their own precision.
         spec: a spec, its file, a recipe, or a dictionary.
+        original: of a model that is quantised already, the folder or Hub id of its full-precision weights, which are
+            what is cut; where it was loaded from by default.
         train_data: text or token ids to train and calibrate on, instead of the spec's ``data``: a file, a list of
             documents, a list of lists of token ids, or a torch data set of examples with ``input_ids``.
         tokenizer: for text; that of the checkpoint by default, where ``model`` is a name.
@@ -102,7 +108,7 @@ def prune(
     if output is not None:
         check_output_folder(output)
     run = _Run(spec, tokenizer, progress)
-    run.open(model)
+    run.open(model, original)
     run.read(train_data, evaluation, graph)
     outcome = run.compute()
     if output is not None:
@@ -132,22 +138,28 @@ class _Run:
         assert self._model is not None, "open() comes first"
         return self._model
 
-    def open(self, model: nn.Module | str | os.PathLike[str]) -> None:
+    def open(
+        self, model: nn.Module | str | os.PathLike[str] | Source, original: str | os.PathLike[str] | Source | None
+    ) -> None:
+        source = None if isinstance(model, nn.Module) else as_source(model)
+        self.base = QuantisedBase(self.spec.quantization, source)
         if isinstance(model, nn.Module):
             self._model = model
             config = getattr(model, "config", None)
             self._facts["model"] = getattr(config, "_name_or_path", "") or type(model).__name__
         else:
             with self.clock.stage("load"):
-                device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-                self._model, found = load_model(model, device=device)
+                assert source is not None
+                # What is going to be quantised is read to the CPU, and only its codes need room on the device.
+                self._model, found = source.load(self.base.device if self.spec.quantization is None else None)
             self.tokenizer = self.tokenizer if self.tokenizer is not None else found
-            self._facts["model"] = os.fspath(model)
+            self._facts["model"] = source.name
         if bare(self.model) is not self.model:
             raise SpecError(
                 f"model: expected a bare model, got a {type(self.model).__name__} around one. "
                 "Merge its adapters first (merge_and_unload); the run attaches and merges its own."
             )
+        self.base.check(self.model, original)
 
     def read(self, train_data: TrainData | None, evaluation: TrainData | None, graph: DependencyGraph | None) -> None:
         """Everything that can be found out before computing, and the measures of the model as it came."""
@@ -161,11 +173,20 @@ class _Run:
             check_fits(self.sequences, self.model, self.spec)
         if self.sequences.train is not None:
             self._facts["data_fingerprint"] = fingerprint(self.sequences.train)
-        self._facts["before"] = measure(self.model)
-        self._judge("perplexity_before", self.model)
+        if not self.base.packed:
+            self._before(self.model)
+
+    def _before(self, model: nn.Module) -> None:
+        self._facts["before"] = measure(model)
+        with self.base.visiting(model):
+            self._judge("perplexity_before", model)
 
     def compute(self) -> Outcome:
         assert self.graph is not None
+        original = self.base.original(self.model, self.graph, self._before)
+        if original is not None and not self.base.packed:
+            with self.clock.stage("quantise"):
+                self._model = original.quantised(self.model)
         job = Job(
             model=self.model,
             graph=self.graph,
@@ -174,8 +195,10 @@ class _Run:
             stage=self.clock.stage,
             measure=lambda pruned: self._judge("perplexity_pruned", pruned),
             progress=self.progress,
+            original=original,
         )
         outcome = run_mode(job)
+        self._model = bare(outcome.model)  # a quantised base is gone by now
         outcome.model.eval()
         if self.spec.training.mode != "none":
             self._judge("perplexity_tuned", outcome.model)
@@ -183,7 +206,7 @@ class _Run:
         self._facts["after"] = measure(outcome.model)
         self._facts["plan"] = outcome.plan.summary()
         self._facts["tier"] = "hf" if history.stock else "graphprune"
-        self._notes += outcome.plan.notes
+        self._notes += [*outcome.plan.notes, *self.base.notes]
         if not history.stock and "hf" in self.spec.export.targets:
             self._notes.append(f"does not load with stock from_pretrained: {history.why_not}")
         return outcome

@@ -229,8 +229,8 @@ def _check_gradients(model: nn.Module, tensors: Sequence[str]) -> None:
         name, kind = codes[0]
         raise CriterionError(
             f"the criterion needs gradients of weights, and {len(codes)} of the {len(tensors)} tensors to be scored "
-            f"are quantised and have none: '{name}' is {kind}. Choose lora, gate, wanda or magnitude, or load the model "
-            "without quantisation."
+            f"are quantised and have none: '{name}' is {kind}. Choose lora, gate, wanda or magnitude, or load the "
+            "model without quantisation."
         )
 
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from graphprune.errors import TraceError
-from graphprune.packed import packed
+from graphprune.packed import packed, packed_kinds
 from graphprune.trace.integers import configs_of
 
 MOST_MADE_UP = 2 << 30
@@ -98,6 +98,8 @@ def unpacked(model: nn.Module) -> nn.Module:
 
 def _is_packed(model: nn.Module) -> bool:
     if getattr(model, "hf_quantizer", None) is not None:
+        return True
+    if packed_kinds(model):
         return True
     integers = any(not (p.is_floating_point() or p.is_complex()) for p in model.parameters())
     return integers and bool(getattr(model, "is_quantized", False) or _quantised(getattr(model, "config", None)))

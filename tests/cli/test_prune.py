@@ -87,3 +87,27 @@ def test_a_folder_with_something_in_it_is_refused_first(refused, spec, tmp_path)
     message = refused("prune", "no/such/model", spec(ONE_SHOT), "--out", tmp_path)
     assert "is not empty (2 entries, such as 'mine.txt')" in message
     assert "tracing" not in message
+
+
+def test_without_the_extra_a_quantised_base_is_refused_before_anything_is_loaded(
+    run, tiny, spec, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("graphprune.cli.models.structure", None)
+    result = run("prune", tiny, spec(ONE_SHOT + "quantization: int8\n"), "--out", tmp_path / "small", "--device", "cpu")
+    assert result.exit_code == 2 and not (tmp_path / "small").exists()
+    assert "pip install 'graphprune[bitsandbytes]'" in " ".join(result.stderr.split())
+
+
+def test_a_quantised_base_is_cut_from_its_own_weights(run, tiny, spec, tmp_path):
+    pytest.importorskip("bitsandbytes", reason="needs the extra 'bitsandbytes'")
+    text = ONE_SHOT + "quantization: int8\n"
+    result = run("prune", tiny, spec(text), "--out", tmp_path / "small", "--device", "cpu", "--dtype", "bfloat16")
+    assert result.exit_code == 0, result.output
+    report = Report.read(tmp_path / "small" / "report.json")
+    assert "scored and tuned on the base in int8; the result is cut from the weights of" in report.notes[0]
+    small = AutoModelForCausalLM.from_pretrained(tmp_path / "small", dtype="auto")
+    whole = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.bfloat16)
+    kept = PrunePlan.load(tmp_path / "small" / "plan.json").kept("model.layers.0.mlp/mlp.channel")
+    up = "model.layers.0.mlp.up_proj.weight"
+    assert torch.equal(small.get_parameter(up), whole.get_parameter(up)[list(kept)])

@@ -1,0 +1,113 @@
+"""The end of a run on a quantised base: the original weights, cut, with what was learned."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+from graphprune.engine.adapters import attach
+from graphprune.engine.original import Source, find_original, full_precision
+from graphprune.errors import CheckpointError, SpecError
+from graphprune.plan import PrunePlan
+from graphprune.reshape import reshape
+from graphprune.schema import Lora
+from graphprune.trace import trace
+from tests.decoders import tiny, tokens
+
+pytest.importorskip("bitsandbytes", reason="needs the extra 'bitsandbytes'")
+
+WIDE = {"llama": {"hidden_size": 64, "intermediate_size": 128, "head_dim": 8}, "gpt2": {"n_embd": 64, "n_inner": 128}}
+
+
+@pytest.fixture(params=["llama", "gpt2"])
+def original(request, tmp_path):
+    model = tiny(request.param, **WIDE[request.param])
+    model.save_pretrained(tmp_path / "original")
+    return model
+
+
+def load_packed(folder, **options):
+    config = BitsAndBytesConfig(**(options or {"load_in_4bit": True}))
+    return AutoModelForCausalLM.from_pretrained(folder, quantization_config=config)
+
+
+def taught(model, graph, seed=0):
+    """With adapters on the MLPs that change the outputs."""
+    wrapped = attach(model, graph, graph.select(role=["mlp.channel", "attention.group"]), Lora(dropout=0.0))
+    values = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in sorted(wrapped.named_parameters()):
+            if "lora_" in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=values) * 0.1)
+    return wrapped
+
+
+@pytest.mark.parametrize("kind", ["load_in_8bit", "load_in_4bit"])
+def test_what_was_learned_on_codes_is_merged_into_the_original(kind, original, tmp_path):
+    graph = trace(original)
+    plan = PrunePlan.remove(graph, {g.name: [1, 3] for g in graph.select(role=["mlp.channel", "attention.group"])})
+    wrapped = taught(load_packed(tmp_path / "original", **{kind: True}), graph)
+    found = full_precision(wrapped, plan, graph)
+    expected = reshape(taught(copy.deepcopy(original), graph), plan, graph)
+    with torch.no_grad():
+        assert torch.equal(found(tokens()).logits, expected(tokens()).logits)
+    merged, twin = (m.merge_and_unload().state_dict() for m in (found, expected))
+    assert merged.keys() == twin.keys() and all(torch.equal(v, twin[k]) for k, v in merged.items())
+    assert any(not p.is_floating_point() for p in wrapped.parameters())  # left as it is
+
+
+def test_the_original_is_where_the_model_came_from_or_where_the_caller_says(original, tmp_path):
+    packed = load_packed(tmp_path / "original")
+    assert find_original(packed, None) == Source(str(tmp_path / "original"))
+    (tmp_path / "original").rename(tmp_path / "moved")
+    with pytest.raises(CheckpointError, match=r"is cut from its full-precision weights, but '.*original' "):
+        find_original(packed, None)
+    assert find_original(packed, tmp_path / "moved") == Source(str(tmp_path / "moved"))
+    loaded = Source("ignored", dtype="float16", task="causal-lm", trust_remote_code=True)
+    assert find_original(packed, str(tmp_path / "moved"), loaded) == Source(
+        str(tmp_path / "moved"), task="causal-lm", trust_remote_code=True
+    )
+
+
+def test_a_model_that_does_not_say_where_it_came_from(original, tmp_path):
+    packed = load_packed(tmp_path / "original")
+    packed.config._name_or_path = ""
+    with pytest.raises(SpecError, match=r"is quantised, .* does not say where they are .* Pass the original's folder"):
+        find_original(packed, None)
+
+
+def test_an_original_that_is_quantised_itself(original, tmp_path):
+    packed = load_packed(tmp_path / "original")
+    packed.save_pretrained(tmp_path / "codes")
+    packed = AutoModelForCausalLM.from_pretrained(tmp_path / "codes")
+    with pytest.raises(SpecError, match=r"those in '.*codes' are quantised themselves\. Pass .* as original="):
+        find_original(packed, None)
+
+
+@pytest.mark.parametrize("other", [{"intermediate_size": 64}, {"num_hidden_layers": 2}])
+def test_another_model_is_no_original(other, tmp_path):
+    tiny("llama", **WIDE["llama"]).save_pretrained(tmp_path / "original")
+    tiny("llama", **{**WIDE["llama"], **other}).save_pretrained(tmp_path / "other")
+    with pytest.raises(SpecError, match=r"original: '.*other' is not the original of this Llama.*: expected 'model\."):
+        find_original(load_packed(tmp_path / "original"), tmp_path / "other")
+
+
+def test_damaged_weights_are_found_before_the_run(original, tmp_path):
+    packed = load_packed(tmp_path / "original")
+    (tmp_path / "original" / "model.safetensors").write_bytes(b"0" * 64)
+    with pytest.raises(CheckpointError, match="no readable safetensors file"):
+        find_original(packed, None)
+
+
+def test_nothing_but_adapters_may_have_been_trained(original, tmp_path):
+    graph = trace(original)
+    wrapped = taught(load_packed(tmp_path / "original"), graph)
+    norm = next(n for n, p in wrapped.named_parameters() if "norm" in n or "ln_" in n)
+    wrapped.get_parameter(norm).requires_grad_(True)
+    with pytest.raises(SpecError, match=r"nothing was trained but the adapters.* Train adapters alone"):
+        full_precision(wrapped, PrunePlan.remove(graph, {}), graph)
+    with pytest.raises(SpecError, match=r"expected a model with one adapter, got a .* with 0"):
+        full_precision(original, PrunePlan.remove(graph, {}), graph)

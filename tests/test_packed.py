@@ -131,3 +131,15 @@ def test_layers_that_were_repacked_for_inference_can_be_trained_again(kind):
         out = layer.train(mode)(x)
         out.sum().backward()
         assert torch.allclose(x.grad, packed_in(layer).whole().sum(0).expand(2, -1), atol=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["int8", "nf4", "nf4-double"])
+@pytest.mark.parametrize("shape", [*SHAPES, (64, 96)])
+def test_rows_on_an_accelerator(shape, kind):
+    if not torch.accelerator.is_available():
+        pytest.skip("needs an accelerator")
+    layer = linear(kind, torch.randn(shape)).to(torch.accelerator.current_accelerator())
+    expected = dequantised(layer).reshape(shape)
+    last = shape[0] - shape[0] // 3
+    assert torch.equal(packed_in(layer).rows(shape[0] // 4, last), expected[shape[0] // 4 : last])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -25,6 +26,7 @@ from graphprune.importance import Signal
 from graphprune.masking import masked
 from graphprune.plan import PrunePlan
 from graphprune.reshape import reshape
+from graphprune.reshape.stacks import called_after
 from graphprune.schema import PruneSpec
 from graphprune.score import score
 from graphprune.validate import resolve_targets
@@ -99,15 +101,17 @@ def one_shot(job: Job) -> Outcome:
 def separate(job: Job) -> Outcome:
     """Removes everything at once, then tunes adapters on the smaller model."""
     pruned = one_shot(job)
-    model = pruned.model
+    model, graph = pruned.model, called_after(job.graph, pruned.plan)
+    groups = [graph.by_name[group.name] for group in job.groups]
     if job.original is not None:
         with job.stage("quantise"):
-            model = job.original.quantised(model)
-    with attached(model, job.graph, job.groups, job.spec.lora) as wrapped, job.stage("train"):
+            model = job.original.quantised(model, graph)
+    with attached(model, graph, groups, job.spec.lora) as wrapped, job.stage("train"):
         log = train(wrapped, _data(job), job.spec, progress=job.progress)
     if job.original is not None:
+        attaching = partial(attach, graph=graph, groups=groups, lora=job.spec.lora)
         with job.stage("reshape"):
-            wrapped = job.original.adapted(wrapped, pruned.plan, _attacher(job), cut=True)
+            wrapped = job.original.adapted(wrapped, pruned.plan, attaching, cut=True)
     return replace(pruned, model=_merged(job, wrapped), log=tuple(log))
 
 
@@ -129,8 +133,9 @@ def joint(job: Job) -> Outcome:
             with job.stage("reshape"):
                 reshape(wrapped, callback.plan, job.graph)
     if job.original is not None:
+        attaching = partial(attach, graph=job.graph, groups=job.groups, lora=job.spec.lora)
         with job.stage("reshape"):
-            wrapped = job.original.adapted(wrapped, callback.plan, _attacher(job), cut=False)
+            wrapped = job.original.adapted(wrapped, callback.plan, attaching, cut=False)
         with cast(Any, wrapped).disable_adapter():
             job.measure(wrapped)
     return Outcome(_merged(job, wrapped), callback.plan, callback.scores, callback.events, tuple(log))
@@ -139,10 +144,6 @@ def joint(job: Job) -> Outcome:
 def needs_data(spec: PruneSpec) -> bool:
     """Whether anything is trained, or judged by more than weights."""
     return spec.training.mode != "none" or bool(spec.criterion.build().signals - {Signal.WEIGHT})
-
-
-def _attacher(job: Job) -> Callable[[nn.Module], nn.Module]:
-    return lambda model: attach(model, job.graph, job.groups, job.spec.lora)
 
 
 def _merged(job: Job, wrapped: nn.Module) -> nn.Module:

@@ -77,9 +77,14 @@ class Original:
     seen: Callable[[nn.Module], None] | None = None
     _cut: bool = field(default=False, init=False)
 
-    def quantised(self, model: nn.Module) -> nn.Module:
-        """A quantised copy of a model, which is kept only where it is :attr:`held`, and on the CPU then."""
-        layers = quantisable(model, self.graph, self.settings, self.device)
+    def quantised(self, model: nn.Module, graph: DependencyGraph) -> nn.Module:
+        """A quantised copy of a model, which is kept only where it is :attr:`held`, and on the CPU then.
+
+        Args:
+            model: the original, or what is left of it after :meth:`cut`.
+            graph: that names its tensors as they are called in it.
+        """
+        layers = quantisable(model, graph, self.settings, self.device)
         if model is self.held:
             model.cpu()
         return quantised(model, layers, self.settings, self.device, consume=model is not self.held)

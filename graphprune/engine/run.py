@@ -186,7 +186,7 @@ class _Run:
         original = self.base.original(self.model, self.graph, self._before)
         if original is not None and not self.base.packed:
             with self.clock.stage("quantise"):
-                self._model = original.quantised(self.model)
+                self._model = original.quantised(self.model, self.graph)
         job = Job(
             model=self.model,
             graph=self.graph,

@@ -179,3 +179,29 @@ def renaming(graph: DependencyGraph, plan: PrunePlan) -> Callable[[str], str | N
         return name
 
     return renamed
+
+
+def called_after(graph: DependencyGraph, plan: PrunePlan) -> DependencyGraph:
+    """``graph`` with tensors and modules by the names they have once the entries of ``plan`` are gone.
+
+    For finding in the cut model what the groups speak of: sizes and units are still those from before.
+    """
+    if not any(True for _ in removed_entries(graph, plan)):
+        return graph
+    after = renaming(graph, plan)
+
+    def rename(tensors: dict[str, Any]) -> dict[str, Any]:
+        return {new: value for name, value in tensors.items() if (new := after(name)) is not None}
+
+    groups = []
+    for group in graph.groups:
+        members = [(member, after(member.tensor)) for member in group.members]
+        stay = tuple(m.model_copy(update={"tensor": name}) for m, name in members if name is not None)
+        groups.append(group.model_copy(update={"members": stay}))
+    tied = {name: new for name, old in rename(graph.tied).items() if (new := after(old)) is not None}
+    readers = {
+        name: tuple(new for old in paths if (new := after(old)) is not None)
+        for name, paths in rename(graph.readers).items()
+    }
+    update = {"groups": tuple(groups), "shapes": rename(graph.shapes), "tied": tied, "readers": readers}
+    return graph.model_copy(update=update)

@@ -242,3 +242,16 @@ def test_a_trainer_of_ones_own(checkpoint, tokens, tmp_path):
     small = full_precision(wrapped, callback.plan, callback.graph).merge_and_unload()
     assert small.config.intermediate_size == 96 and packed_kinds(small) == ()
     assert all(parameter.isfinite().all() for parameter in small.parameters())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["int8", "nf4", "fp4"])
+@pytest.mark.parametrize("mode", ["joint", "separate", "none"])
+def test_on_an_accelerator(mode, kind, checkpoint, tokens, tmp_path):
+    if not torch.accelerator.is_available():
+        pytest.skip("needs an accelerator")
+    result = prune(checkpoint, make_spec(mode, quantization=kind), train_data=tokens, progress=False)
+    assert next(result.model.parameters()).device.type == torch.accelerator.current_accelerator().type
+    expected = reshape(AutoModelForCausalLM.from_pretrained(checkpoint), result.plan, result.graph)
+    embedding = result.model.get_input_embeddings().weight.cpu()
+    assert torch.equal(embedding, expected.get_input_embeddings().weight)

@@ -154,3 +154,16 @@ def test_training_without_data_is_an_error(llama, graph, tokens):
     watch = Watch(tokens[:2])
     with pytest.raises(DataError, match=r"training\.mode joint needs text to train on"):
         run_mode(Job(llama, graph, make_spec(), None, watch.stage, watch.measure))
+
+
+def test_separate_tunes_what_is_left_after_whole_layers_went(llama, tokens):
+    """Adapters go on layers by the names that these have after the cut."""
+    from graphprune.engine.run import prune
+
+    spec = {
+        "targets": [{"role": "layer", "count": 1}],
+        "criterion": "magnitude",
+        "training": {"mode": "separate", "steps": 2, "batch_size": 4, "sequence_length": 16},
+    }
+    result = prune(llama, spec, train_data=tokens, progress=False)
+    assert result.model.config.num_hidden_layers == 2 and result.log

@@ -6,8 +6,11 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from graphprune.graph import DependencyGraph, Group, Stack
 from graphprune.plan import PrunePlan
+from graphprune.reshape import reshape
 from graphprune.reshape.apply import cut_model
-from graphprune.reshape.stacks import config_changes
+from graphprune.reshape.stacks import called_after, config_changes
+from graphprune.trace import trace
+from tests.decoders import tiny
 
 
 class Config(PreTrainedConfig):
@@ -83,3 +86,17 @@ def test_what_a_config_says_of_single_layers_moves_with_them():
         ("per_layer_config",): {"1": {"width": 7}},
     }
     assert [layer.width for layer in model.config.per_layer_config] == [3, 7]
+
+
+def test_the_graph_by_the_names_of_the_cut_model():
+    model = tiny("llama")
+    graph = trace(model)
+    plan = PrunePlan.remove(graph, {"model.layers/layer": [1], "model.layers.2.mlp/mlp.channel": [0, 3]})
+    after = called_after(graph, plan)
+    names = {name for name, _ in reshape(model, plan, graph).named_parameters()}
+    assert set(after.shapes) == names == {m.tensor for g in after.groups for m in g.members}
+    moved = after.by_name["model.layers.2.mlp/mlp.channel"]
+    assert {m.tensor for m in moved.members} == {f"model.layers.1.mlp.{n}_proj.weight" for n in ("gate", "up", "down")}
+    assert after.by_name["model.layers.1.mlp/mlp.channel"].members == ()
+    widths = PrunePlan.remove(graph, {"model.layers.2.mlp/mlp.channel": [0, 3]})
+    assert called_after(graph, widths) is graph

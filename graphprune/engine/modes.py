@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, cast
 
 import torch
@@ -14,7 +13,7 @@ from torch.utils.data import Dataset
 from transformers import set_seed
 
 from graphprune import ranking
-from graphprune.engine.adapters import attach, attached, merge
+from graphprune.engine.adapters import attached, merge
 from graphprune.engine.callback import PruneCallback
 from graphprune.engine.data import collate
 from graphprune.engine.original import Original
@@ -109,9 +108,8 @@ def separate(job: Job) -> Outcome:
     with attached(model, graph, groups, job.spec.lora) as wrapped, job.stage("train"):
         log = train(wrapped, _data(job), job.spec, progress=job.progress)
     if job.original is not None:
-        attaching = partial(attach, graph=graph, groups=groups, lora=job.spec.lora)
         with job.stage("reshape"):
-            wrapped = job.original.adapted(wrapped, pruned.plan, attaching, cut=True)
+            wrapped = job.original.adapted(wrapped, pruned.plan, job.groups, job.spec.lora)
     return replace(pruned, model=_merged(job, wrapped), log=tuple(log))
 
 
@@ -133,9 +131,8 @@ def joint(job: Job) -> Outcome:
             with job.stage("reshape"):
                 reshape(wrapped, callback.plan, job.graph)
     if job.original is not None:
-        attaching = partial(attach, graph=job.graph, groups=job.groups, lora=job.spec.lora)
         with job.stage("reshape"):
-            wrapped = job.original.adapted(wrapped, callback.plan, attaching, cut=False)
+            wrapped = job.original.adapted(wrapped, callback.plan, job.groups, job.spec.lora)
         with cast(Any, wrapped).disable_adapter():
             job.measure(wrapped)
     return Outcome(_merged(job, wrapped), callback.plan, callback.scores, callback.events, tuple(log))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -16,13 +16,16 @@ from torch import nn
 from graphprune.checkpoint import load_model
 from graphprune.checkpoint.config import read_config
 from graphprune.checkpoint.source import check_weights
+from graphprune.engine.adapters import attach
 from graphprune.engine.quantise import quantisable, quantised, release
 from graphprune.errors import CheckpointError, SpecError
-from graphprune.graph import DependencyGraph
+from graphprune.graph import DependencyGraph, Group
 from graphprune.names import bare
 from graphprune.plan import PrunePlan
 from graphprune.reshape import reshape
-from graphprune.schema import Quantization
+from graphprune.reshape.history import history_of
+from graphprune.reshape.stacks import called_after
+from graphprune.schema import Lora, Quantization
 from graphprune.trace.substitutes import unpacked
 
 #: Of a device's free memory, what the weights of a model may take to be evaluated there.
@@ -91,29 +94,31 @@ class Original:
 
     def cut(self, base: nn.Module, plan: PrunePlan) -> nn.Module:
         """The original without the units of ``plan``, on the device if it fits; lets go of ``base``."""
-        model = self._open(base)
-        if not self._cut:
-            reshape(model, plan, self.graph)
-            self._cut = self.held is not None
-        return placed(model, self.device)
+        return placed(self._reshaped(self._open(base), plan), self.device)
 
-    def adapted(
-        self, wrapped: nn.Module, plan: PrunePlan, attach: Callable[[nn.Module], nn.Module], *, cut: bool
-    ) -> nn.Module:
+    def adapted(self, wrapped: nn.Module, plan: PrunePlan, groups: Sequence[Group], lora: Lora) -> nn.Module:
         """The original, cut by ``plan``, with the adapters of ``wrapped``; lets go of ``wrapped``.
 
         Args:
-            wrapped: the quantised base with adapters, masked and of full size, or cut already.
+            wrapped: the quantised base with adapters: masked and of full size, or cut already.
             plan: the units to remove.
-            attach: puts fresh adapters of the same kind on a bare model.
-            cut: whether the adapters are those of a base that was cut before they were put on.
+            groups: for which the adapters are, by the names from before the cut.
+            lora: what the adapters are like.
         """
-        learned = _learned(wrapped)
-        if cut:
-            return placed(_taught(attach(self.cut(wrapped, plan)), learned), self.device)
-        whole = _taught(attach(self._open(wrapped)), learned)
-        reshape(whole, plan, self.graph)
-        return placed(whole, self.device)
+        learned, past = _learned(wrapped), history_of(wrapped).steps
+        model = self._open(wrapped)
+        if past == history_of(model).steps and not self._cut:
+            whole = _taught(attach(model, self.graph, groups, lora), learned)
+            return placed(reshape(whole, plan, self.graph), self.device)
+        after = called_after(self.graph, plan)
+        own = attach(self._reshaped(model, plan), after, [after.by_name[g.name] for g in groups], lora)
+        return placed(_taught(own, learned), self.device)
+
+    def _reshaped(self, model: nn.Module, plan: PrunePlan) -> nn.Module:
+        if not self._cut:
+            reshape(model, plan, self.graph)
+            self._cut = self.held is not None
+        return model
 
     def _open(self, base: nn.Module) -> nn.Module:
         if self.owned:
@@ -168,7 +173,8 @@ def find_original(
             f"{why}, but those in '{name}' are quantised themselves. {ask} Or prune that one, with quantization in the "
             "spec."
         )
-    _check_same(model, found, name, ask)
+    if not history_of(model).steps:  # of one that was cut, reshaping the original compares every shape
+        _check_same(model, found, name, ask)
     return source
 
 
@@ -199,14 +205,16 @@ def full_precision(
     configs = list(getattr(wrapped, "peft_config", {}).values())
     if len(configs) != 1:
         raise SpecError(f"expected a model with one adapter, got a {type(wrapped).__name__} with {len(configs)}")
-    model = find_original(base, original).load()[0]
+    model, learned = find_original(base, original).load()[0], _learned(wrapped)
+    cut = history_of(wrapped).steps != history_of(model).steps
+    if cut:  # in flight, adapters and all
+        reshape(model, plan, graph)
     with warnings.catch_warnings():
         # Quantised layers are never transposed; PEFT says so where the original's are, and does what is right.
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
         twin: Any = get_peft_model(model, copy.deepcopy(configs[0]))
-    reshape(_taught(twin, _learned(wrapped)), plan, graph)
-    found: nn.Module = twin.eval()
-    return found
+    found = _taught(twin, learned).eval()
+    return found if cut else reshape(found, plan, graph)
 
 
 def placed(model: nn.Module, device: torch.device) -> nn.Module:

@@ -11,9 +11,11 @@ from torch import nn
 from graphprune.errors import ReshapeError
 from graphprune.graph import DependencyGraph
 from graphprune.names import plain, resolve_module
+from graphprune.packed import Packed, packed_in
 from graphprune.plan import PrunePlan
 from graphprune.reshape.adapters import Slot, adapter_layers, adapter_slots, find_slot, update_features
 from graphprune.reshape.buffers import buffer_cuts, watch
+from graphprune.reshape.codes import cut_codes, uncuttable
 from graphprune.reshape.constants import constant_cuts, install
 from graphprune.reshape.cut import Cuts, Rescale, cut_tensor, norm_epsilons, norm_scales, plan_cuts
 from graphprune.reshape.history import NOT_SETTLED, Step, history_of, remember
@@ -41,6 +43,7 @@ class _Edit:
     name: str
     tensor: torch.Tensor
     slots: list[Slot]
+    codes: Packed | None = None
     dims: dict[int, torch.Tensor] = field(default_factory=dict)
     rescale: Rescale = field(default_factory=Rescale)
 
@@ -129,16 +132,17 @@ def _collect(model: nn.Module, graph: DependencyGraph, cuts: Cuts, aliases: dict
     for name, dims in cuts.items():
         for same in (name, *aliases.get(name, ())):
             try:
-                tensor = find_slot(model, same).tensor
+                slot = find_slot(model, same)
             except ReshapeError as error:
                 if same == name:
                     problems.append(str(error))
                 continue
-            problem = _misfit(name, tensor, graph.shapes.get(name))
+            tensor, codes = slot.tensor, packed_in(slot.module, slot.leaf)
+            problem = _misfit(name, tensor, codes, graph.shapes.get(name))
             if problem:
                 problems.append(problem)
                 continue
-            edit = edits.setdefault(id(tensor), _Edit(same, tensor, held[id(tensor)]))
+            edit = edits.setdefault(id(tensor), _Edit(same, tensor, held[id(tensor)], codes))
             edit.dims.update(dims)
         if not problems:
             _collect_adapters(model, name, dims, held, edits)
@@ -151,7 +155,7 @@ def _buffer_edits(model: nn.Module, graph: DependencyGraph, plan: PrunePlan) -> 
     held = _places(model)
     cuts = buffer_cuts(model, graph, plan)
     tensors = {name: find_slot(model, name).tensor for name in cuts}
-    return [_Edit(name, tensors[name], held[id(tensors[name])], dims) for name, dims in cuts.items()]
+    return [_Edit(name, tensors[name], held[id(tensors[name])], dims=dims) for name, dims in cuts.items()]
 
 
 def _collect_adapters(
@@ -169,14 +173,15 @@ def _collect_adapters(
             edit.narrow(follower.dim, follower.spread(kept, shape[dim]))
 
 
-def _misfit(name: str, tensor: torch.Tensor, shape: tuple[int, ...] | None) -> str | None:
-    if isinstance(tensor, nn.Parameter) and not tensor.is_floating_point():
-        return (
-            f"'{name}' is quantised ({tensor.dtype}); its codes cannot be cut exactly. "
-            "Load the model in its own precision, prune it, and quantise the result."
-        )
-    if shape is not None and tuple(tensor.shape) != tuple(shape):
-        return f"'{name}': expected shape {tuple(shape)}, which was traced, got {tuple(tensor.shape)}"
+def _misfit(name: str, tensor: torch.Tensor, codes: Packed | None, shape: tuple[int, ...] | None) -> str | None:
+    why = uncuttable(codes) if codes is not None else ""
+    if codes is None and isinstance(tensor, nn.Parameter) and not tensor.is_floating_point():
+        why = f"is quantised ({tensor.dtype}); its codes cannot be cut exactly"
+    if why:
+        return f"'{name}' {why}. Load the model in its own precision, prune it, and quantise the result."
+    found = tuple(tensor.shape if codes is None else codes.shape)
+    if shape is not None and found != tuple(shape):
+        return f"'{name}': expected shape {tuple(shape)}, which was traced, got {found}"
     return None
 
 
@@ -194,14 +199,15 @@ def _places(model: nn.Module) -> dict[int, list[Slot]]:
 @torch.no_grad()
 def _apply(edit: _Edit) -> Replacement:
     old = edit.tensor
-    new: Any = cut_tensor(old.detach(), edit.dims)
+    new: Any = cut_tensor(old.detach(), edit.dims) if edit.codes is None else cut_codes(edit.codes, edit.dims)
     if edit.rescale.factor != 1.0:
         new = edit.rescale(new)
-    if isinstance(old, nn.Parameter):
+    if isinstance(old, nn.Parameter) and edit.codes is None:
         new = nn.Parameter(new, requires_grad=old.requires_grad)
         if old.grad is not None:
             new.grad = cut_tensor(old.grad, edit.dims)
-    new.__dict__.update(vars(old))  # marks that frameworks leave on parameters
+    # Marks that frameworks leave on parameters; what a quantised one knows of its codes is new.
+    new.__dict__.update({key: value for key, value in vars(old).items() if key not in vars(new)})
     for slot in edit.slots:
         slot.put(new)
         follow_sizes(slot.module, slot.leaf, tuple(old.shape), edit.dims)

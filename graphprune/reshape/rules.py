@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from graphprune.errors import ReshapeError
 from graphprune.graph import DependencyGraph, SizeRule
 from graphprune.names import bare, plain, resolve_module
+from graphprune.packed import packed_in
 from graphprune.reshape.history import History, Step
 from graphprune.reshape.view import ConfigView, give_view, holds
 
@@ -50,6 +51,7 @@ def rule_edits(model: nn.Module, changed: list[Change]) -> list[Callable[[], Non
     Raises:
         ReshapeError: if an integer is not what it was when traced, or a model reads one for readers that disagree.
     """
+    changed = [change for change in changed if not _is_packed(model, change[0])]
     problems = [p for rule, old, _ in changed if (p := _misfit(model, rule, old))]
     if problems:
         listed = "\n  - ".join(problems)
@@ -92,6 +94,12 @@ def _misfit(model: nn.Module, rule: SizeRule, expected: int) -> str | None:
         return None
     where = f"{rule.owner}.{rule.attribute}, read in {rule.reader or 'the model'}"
     return f"{where}: expected {expected}, which was traced, got {got}"
+
+
+def _is_packed(model: nn.Module, rule: SizeRule) -> bool:
+    """Whether a quantised layer, whose sizes follow its weight, took the place of the one that had the integer."""
+    owner = None if _in_config(rule) else _owner(model, rule.owner)
+    return owner is not None and packed_in(owner) is not None and read(owner, rule.attribute) is None
 
 
 def _check_agreement(rule: SizeRule, changed: list[Change]) -> None:

@@ -9,11 +9,11 @@ import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from graphprune.engine.adapters import attach
-from graphprune.engine.original import Source, find_original, full_precision
+from graphprune.engine.original import Original, Source, find_original, full_precision
 from graphprune.errors import CheckpointError, SpecError
 from graphprune.plan import PrunePlan
 from graphprune.reshape import reshape
-from graphprune.schema import Lora
+from graphprune.schema import Lora, Quantization
 from graphprune.trace import trace
 from tests.decoders import tiny, tokens
 
@@ -34,9 +34,10 @@ def load_packed(folder, **options):
     return AutoModelForCausalLM.from_pretrained(folder, quantization_config=config)
 
 
-def taught(model, graph, seed=0):
-    """With adapters on the MLPs that change the outputs."""
-    wrapped = attach(model, graph, graph.select(role=["mlp.channel", "attention.group"]), Lora(dropout=0.0))
+def taught(model, graph, seed=0, groups=None):
+    """With adapters that change the outputs."""
+    groups = groups or graph.select(role=["mlp.channel", "attention.group"])
+    wrapped = attach(model, graph, groups, Lora(dropout=0.0))
     values = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in sorted(wrapped.named_parameters()):
@@ -111,3 +112,26 @@ def test_nothing_but_adapters_may_have_been_trained(original, tmp_path):
         full_precision(wrapped, PrunePlan.remove(graph, {}), graph)
     with pytest.raises(SpecError, match=r"expected a model with one adapter, got a .* with 0"):
         full_precision(original, PrunePlan.remove(graph, {}), graph)
+
+
+@pytest.mark.parametrize("role", ["mlp.channel", "attention.group"])  # a stock config describes the first
+@pytest.mark.parametrize("held", [False, True])
+def test_a_base_that_was_cut_while_training_is_recognised(held, role, original, tmp_path):
+    """8-bit layers can be cut in flight, and then the adapters are small already."""
+    graph = trace(original)
+    groups = tuple(graph.select(role=role))
+    plan = PrunePlan.remove(graph, {g.name: [1, 3] for g in groups})
+    source = Source(str(tmp_path / "original"))
+    results = []
+    for cut in (False, True):
+        wrapped = taught(load_packed(source.name, load_in_8bit=True), graph, groups=groups)
+        if cut:
+            reshape(wrapped, plan, graph)
+        options = {"held": copy.deepcopy(original)} if held else {"source": source}
+        end = Original(Quantization(kind="int8"), graph, torch.device("cpu"), **options)
+        results.append(full_precision(wrapped, plan, graph).merge_and_unload().state_dict())
+        results.append(end.adapted(wrapped, plan, groups, Lora(dropout=0.0)).merge_and_unload().state_dict())
+        assert list(wrapped.parameters()) == []  # let go of
+    first = results[0]
+    for other in results[1:]:
+        assert first.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in first.items())

@@ -114,6 +114,7 @@ def _settings(positions: int | None) -> Iterator[str]:
     yield "\n".join([*lines, "criterion: {name: lora, average: 0.9}"])
     yield _section("schedule", Schedule())
     yield _section("lora", Lora())
+    yield "\n".join([*_comment(_description(PruneSpec, "quantization")), "# quantization: nf4"])
     length = min(Training().sequence_length, positions or Training().sequence_length)
     yield _section("training", Training(sequence_length=length))
     yield "\n".join([*_comment(_DATA), "# data: {text: calibration.txt, evaluation: held_out.txt}"])

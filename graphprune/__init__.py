@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from graphprune.declare import declare
     from graphprune.declared import DeclaredGroup
     from graphprune.engine.callback import PruneCallback
+    from graphprune.engine.marks import last_checkpoint
     from graphprune.engine.run import PruneResult, prune
     from graphprune.errors import GraphPruneError
     from graphprune.graph import Block, DependencyGraph, Group, Member
@@ -46,6 +47,7 @@ _HOMES = {
     "PruneSpec": "schema",
     "Selection": "selection",
     "declare": "declare",
+    "last_checkpoint": "engine.marks",
     "load": "checkpoint",
     "load_spec": "specfile",
     "masked": "masking",
@@ -73,6 +75,7 @@ __all__ = [
     "Selection",
     "__version__",
     "declare",
+    "last_checkpoint",
     "load",
     "load_spec",
     "masked",

@@ -64,6 +64,10 @@ class NonFiniteError(GraphPruneError):
     """A loss, gradient or score is NaN or infinite; names the group or tensor and the step."""
 
 
+class DivergedError(NonFiniteError):
+    """A training has diverged; what was in order before is kept where the run keeps checkpoints."""
+
+
 class MissingExtraError(GraphPruneError):
     """An optional dependency is not installed; names the extra that brings it."""
 

@@ -152,6 +152,9 @@ class Training(Section):
         10, ge=1, description="Batches of micro_batch_size sequences for scoring in modes separate and none."
     )
     logging_steps: int = Field(10, ge=1, description="Optimizer steps between two log lines.")
+    save_every: int = Field(
+        20, ge=0, description="Optimizer steps between two checkpoints, from which a run can be resumed; 0 writes none."
+    )
     gradient_checkpointing: bool = Field(False, description="Recompute activations: less memory, more time.")
 
     @model_validator(mode="after")

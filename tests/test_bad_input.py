@@ -60,7 +60,7 @@ def desk(original, tmp_path, monkeypatch):
 def refused(desk):
     """Runs ``graphprune prune``, expects an error on purpose and nothing on disk, and gives the message."""
 
-    def call(*arguments, spec=ONE_SHOT, text="text.txt", out="small"):
+    def call(*arguments, spec=ONE_SHOT, text="text.txt", out="small", kept=""):
         (desk / "spec.yaml").write_text(spec)
         before = contents(desk)
         data = ["--data", text] if text else []
@@ -69,6 +69,9 @@ def refused(desk):
         assert isinstance(result.exception, SystemExit), result.exception
         assert "Traceback" not in result.output
         assert "Error(" not in result.stderr
+        if kept:  # of a training that diverged, the last state that was in order
+            assert (desk / f"{out}.run" / kept / "complete.json").is_file()
+            shutil.rmtree(desk / f"{out}.run")
         assert contents(desk) == before
         assert result.stdout == ""
         return result.stderr[result.stderr.index("error: ") :]
@@ -272,9 +275,10 @@ def test_a_weight_that_no_score_reads_is_noticed_before_writing(refused, desk):
 
 
 def test_training_that_diverges_names_group_and_step(refused):
-    message = refused(spec=JOINT.replace("steps: 4", "steps: 8, learning_rate: 1.0e+30"))
+    message = refused(spec=JOINT.replace("steps: 4", "steps: 8, learning_rate: 1.0e+30"), kept="checkpoint-1")
     assert "group 'model.layers.0.self_attn/attention.group': the gradient of" in message
     assert "is NaN or infinite at step 2. The loss has diverged: lower the learning rate" in message
+    assert "small.run is at step 1 of 8, before the numbers broke" in message
 
 
 def test_a_gradient_that_is_nan_names_group_and_step(refused, desk, monkeypatch):
@@ -291,6 +295,6 @@ def test_a_gradient_that_is_nan_names_group_and_step(refused, desk, monkeypatch)
         return honest(self, args, state, control, **kwargs)
 
     monkeypatch.setattr(PruneCallback, "on_pre_optimizer_step", spoiled)
-    message = refused(spec=JOINT)
+    message = refused(spec=JOINT, kept="checkpoint-2")
     assert "group 'model.layers.2.mlp/mlp.channel': the gradient of" in message
     assert "is NaN or infinite at step 3" in message

@@ -1,6 +1,8 @@
 """Ctrl-C in a real process, while training, while writing and while proving: law 5, and a message."""
 
 import os
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -36,27 +38,29 @@ PLACES = {
 }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("place", PLACES)
-def test_ctrl_c_leaves_nothing_behind(place, tmp_path):
-    """The signal goes to the whole process group, as a terminal sends it."""
-    tiny("llama").save_pretrained(tmp_path / "model")
-    letters().save_pretrained(tmp_path / "model")
-    (tmp_path / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 40)
-    (tmp_path / "spec.yaml").write_text(JOINT.replace("steps: 4", f"steps: {100_000 if place == 'training' else 2}"))
-    before = contents(tmp_path)
-    command = [sys.executable, "-c", DRIVER, PLACES[place]]
-    command += ["prune", "model", "spec.yaml", "--data", "text.txt", "--out", "new/small", "--device", "cpu"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, sys.path)), "HF_HUB_OFFLINE": "1"}
-    with subprocess.Popen(
-        command,
-        cwd=tmp_path,
-        env=environment,
+ARGUMENTS = ["prune", "model", "spec.yaml", "--data", "text.txt", "--out", "new/small", "--device", "cpu"]
+
+
+def started(folder, place, *arguments):
+    """The command line in ``folder``, in a process group of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-c", DRIVER, place, *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, sys.path)), "HF_HUB_OFFLINE": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-    ) as process:
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", PLACES)
+def test_ctrl_c_leaves_nothing_behind(place, tmp_path):
+    """The signal goes to the whole process group, as a terminal sends it."""
+    lay_out(tmp_path, f"steps: {100_000 if place == 'training' else 2}")
+    before = contents(tmp_path)
+    with started(tmp_path, PLACES[place], *ARGUMENTS) as process:
         for _ in range(3 if place == "training" else 1):
             assert process.stdout.readline() == "HERE\n"
         if place != "training":
@@ -66,6 +70,44 @@ def test_ctrl_c_leaves_nothing_behind(place, tmp_path):
         os.killpg(process.pid, signal.SIGINT)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
-    assert errors.splitlines()[-1] == "interrupted: nothing half-written remains"
     assert "Traceback" not in errors
+    # Only what was trained is left, and the command that goes on with it.
+    told, again = errors.splitlines()[-2:]
+    assert told.startswith(f"interrupted. The unfinished run in {tmp_path / 'new' / 'small.run'} is at step ")
+    assert again == f"    graphprune {shlex.join(ARGUMENTS)} --resume"
+    assert [entry.name for entry in (tmp_path / "new").iterdir()] == ["small.run"]
+    shutil.rmtree(tmp_path / "new")
     assert contents(tmp_path) == before
+
+
+def lay_out(folder, steps):
+    tiny("llama").save_pretrained(folder / "model")
+    letters().save_pretrained(folder / "model")
+    (folder / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 40)
+    (folder / "spec.yaml").write_text(JOINT.replace("steps: 4", steps))
+
+
+@pytest.mark.slow
+def test_terminated_killed_and_resumed_is_as_if_undisturbed(tmp_path):
+    """SIGTERM, as a cluster sends it before the time is up; then kill -9; the last process proves what it writes."""
+    lay_out(tmp_path, "steps: 14, save_every: 2")
+    out = tmp_path / "new" / "small"
+    ends = []
+    for number, calls in ((signal.SIGTERM, 3), (signal.SIGKILL, 5), (None, 0)):
+        with started(tmp_path, PLACES["training"], *ARGUMENTS, "--resume") as process:
+            for _ in range(calls):
+                assert process.stdout.readline() == "HERE\n"
+            if number is not None:
+                os.killpg(process.pid, number)
+            _, errors = process.communicate(timeout=120)
+        ends.append(process.returncode)
+    assert ends == [143, -9, 0], errors
+    assert "continuing the run in" in errors
+    assert [entry.name for entry in out.parent.iterdir()] == ["small"]
+    weights, plan = ((out / name).read_bytes() for name in ("model.safetensors", "plan.json"))
+    shutil.rmtree(out)
+    with started(tmp_path, PLACES["training"], *ARGUMENTS) as process:
+        _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert (out / "model.safetensors").read_bytes() == weights
+    assert (out / "plan.json").read_bytes() == plan

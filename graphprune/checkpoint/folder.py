@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 from collections.abc import Iterator
@@ -34,6 +35,25 @@ def check_output_folder(folder: str | os.PathLike[str]) -> Path:
         fault = "cannot be written to" if above.is_dir() else "is a file"
         raise CheckpointError(f"output folder {path} cannot be made, because {above} {fault}. Name another folder.")
     return path
+
+
+def clear_partial(folder: str | os.PathLike[str]) -> None:
+    """Removes what killed processes of this machine left beside ``folder`` when they were about to write it."""
+    path = Path(folder).expanduser().absolute()
+    for partial in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        number = partial.name.split(".")[-2]
+        if number.isdecimal() and not _alive(int(number)):
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 @contextmanager

@@ -29,9 +29,10 @@ class Verbs(TyperGroup):
         except GraphPruneError as error:
             errors().print(f"error: {error}", style="red")
             raise typer.Exit(error.exit_code) from None
-        except KeyboardInterrupt:
-            errors().print("interrupted: nothing half-written remains", style="yellow")
-            raise typer.Exit(INTERRUPTED) from None
+        except KeyboardInterrupt as error:
+            # One of the engine's says where the state of the run is, and how to go on.
+            errors().print(str(error) or "interrupted: nothing half-written remains", style="yellow")
+            raise typer.Exit(getattr(error, "exit_code", INTERRUPTED)) from None
 
 
 def out() -> Console:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,6 +25,9 @@ def command(
     data: Annotated[
         Path | None, typer.Option("--data", help="Text to train and calibrate on, .txt or .jsonl; overrides the spec.")
     ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the unfinished run of the same command; where none is, begin.")
+    ] = False,
     dtype: Precision = DType.AUTO,
     seed: Annotated[int | None, typer.Option("--seed", min=0, max=2**32 - 1, help="Overrides the spec's.")] = None,
     device: Device = None,
@@ -28,10 +35,10 @@ def command(
     trust_remote_code: Trust = False,
 ) -> None:
     """Prune MODEL as SPEC says and write the smaller model, its plan and a report to a new folder."""
-    from graphprune.checkpoint import check_output_folder
     from graphprune.cli.models import device_of, structure, told
     from graphprune.declare import trace_with
     from graphprune.engine.original import Source
+    from graphprune.engine.places import check_places, is_finished
     from graphprune.engine.prepare import check_purpose
     from graphprune.engine.quantise import check_available
     from graphprune.engine.run import prune
@@ -42,7 +49,10 @@ def command(
     wanted = load_spec(spec)
     if seed is not None:
         wanted = wanted.model_copy(update={"seed": seed})
-    check_output_folder(folder)
+    if resume and is_finished(folder, wanted):
+        out().print(f"this run is finished: {folder} holds its result")
+        return
+    check_places(wanted, folder, resume=resume)
     _check_data(wanted, data)
     place = device_of(device)
     if wanted.quantization is not None:
@@ -57,10 +67,23 @@ def command(
     if wanted.quantization is None:  # otherwise the run comes back for the weights in the end
         with working(f"loading {model}"):
             loaded, tokenizer = source.load(place)
-    result = prune(loaded, wanted, tokenizer=tokenizer, train_data=data, output=folder)
+    with _named_command(resume):
+        result = prune(loaded, wanted, tokenizer=tokenizer, train_data=data, output=folder, resume=resume)
     out().print(result.report.to_markdown())
     for line in told(folder):
         out().print(line)
+
+
+@contextmanager
+def _named_command(resume: bool) -> Iterator[None]:
+    """Adds to the message of an interrupted run the command that continues it."""
+    from graphprune.engine.interrupts import Interrupted
+
+    try:
+        yield
+    except Interrupted as error:
+        command = shlex.join(["graphprune", *sys.argv[1:], *([] if resume else ["--resume"])])
+        raise Interrupted(f"{error}\n    {command}", error.number) from None
 
 
 def _check_data(spec: PruneSpec, data: Path | None) -> None:

@@ -37,8 +37,8 @@ def command(
     from graphprune.trace import trace
 
     spec = load_spec("recipe:quickstart")
-    if steps is not None:
-        spec = spec.model_copy(update={"training": spec.training.model_copy(update={"steps": steps})})
+    changes = {"save_every": 0, **({} if steps is None else {"steps": steps})}  # too short to be resumed
+    spec = spec.model_copy(update={"training": spec.training.model_copy(update=changes)})
     folder = check_output_folder(chosen if chosen is not None else _unused(Path("quickstart")))
     with working("loading the demo decoder"):
         model, tokenizer = load_model(demo.model_path(), device=device_of(None))

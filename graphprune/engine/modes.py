@@ -10,14 +10,16 @@ from typing import Any, cast
 import torch
 from torch import nn
 from torch.utils.data import Dataset
-from transformers import set_seed
+from transformers import TrainerCallback, set_seed
 
 from graphprune import ranking
 from graphprune.engine.adapters import attached, merge
 from graphprune.engine.callback import PruneCallback
+from graphprune.engine.completing import CompletingCallback
 from graphprune.engine.data import collate
 from graphprune.engine.original import Original
 from graphprune.engine.pruner import PruneEvent
+from graphprune.engine.run_folder import RunFolder
 from graphprune.engine.training import train
 from graphprune.errors import DataError
 from graphprune.graph import DependencyGraph, Group
@@ -44,6 +46,7 @@ class Job:
         measure: called with the pruned but untuned model, physically smaller or masked.
         progress: whether to draw how far training is.
         original: of a quantised model the one in full precision, which is what is cut; None where the model is that.
+        folder: where the run keeps its state, and where it continues from; None keeps none.
     """
 
     model: nn.Module
@@ -54,6 +57,7 @@ class Job:
     measure: Callable[[nn.Module], None]
     progress: bool = True
     original: Original | None = None
+    folder: RunFolder | None = None
 
     @property
     def groups(self) -> tuple[Group, ...]:
@@ -90,23 +94,22 @@ def one_shot(job: Job) -> Outcome:
     """Scores once and removes everything at once, without training."""
     with job.stage("score"):
         scores = score(job.model, job.graph, job.spec, _batches(job))
-    plan = ranking.plan(job.graph, job.spec, scores)
-    with job.stage("reshape"):
-        small = job.original.cut(job.model, plan) if job.original else reshape(job.model, plan, job.graph)
-    job.measure(small)
-    return Outcome(small, plan, scores)
+    return _cut(job, ranking.plan(job.graph, job.spec, scores), scores)
 
 
 def separate(job: Job) -> Outcome:
     """Removes everything at once, then tunes adapters on the smaller model."""
-    pruned = one_shot(job)
+    pruned = _pruned_before(job) or one_shot(job)
+    if job.folder is not None and job.folder.pruned() is None:
+        job.folder.keep_pruned(pruned.plan, pruned.scores)
     model, graph = pruned.model, called_after(job.graph, pruned.plan)
     groups = [graph.by_name[group.name] for group in job.groups]
     if job.original is not None:
         with job.stage("quantise"):
             model = job.original.quantised(model, graph)
+    set_seed(job.spec.seed)  # the adapters' first values, whether scores were computed or read
     with attached(model, graph, groups, job.spec.lora) as wrapped, job.stage("train"):
-        log = train(wrapped, _data(job), job.spec, progress=job.progress)
+        log = _trained(job, wrapped, CompletingCallback(groups))
     if job.original is not None:
         with job.stage("reshape"):
             wrapped = job.original.adapted(wrapped, pruned.plan, job.groups, job.spec.lora)
@@ -122,7 +125,7 @@ def joint(job: Job) -> Outcome:
     with attached(job.model, job.graph, job.groups, job.spec.lora) as wrapped:
         try:
             with job.stage("train"):
-                log = train(wrapped, _data(job), job.spec, callbacks=[callback], progress=job.progress)
+                log = _trained(job, wrapped, callback)
         finally:
             callback.close()
         if job.original is None:
@@ -136,6 +139,38 @@ def joint(job: Job) -> Outcome:
         with cast(Any, wrapped).disable_adapter():
             job.measure(wrapped)
     return Outcome(_merged(job, wrapped), callback.plan, callback.scores, callback.events, tuple(log))
+
+
+def _trained(job: Job, wrapped: nn.Module, callback: TrainerCallback) -> list[dict[str, float]]:
+    """The log of a training that keeps its state in the run's folder, from the beginning or from where it was."""
+    folder = job.folder
+    resume = folder.start() if folder is not None else None
+    # A model that was made smaller on the way must be cut here to the checkpoint's EngineState.compacted: a Trainer
+    # loads weights and moments into the shapes it finds.
+    return train(
+        wrapped,
+        _data(job),
+        job.spec,
+        callbacks=[callback],
+        progress=job.progress,
+        folder=folder.path if folder is not None else None,
+        resume=resume,
+    )
+
+
+def _pruned_before(job: Job) -> Outcome | None:
+    """The model pruned as an earlier part of the run has decided, if it came so far."""
+    kept = job.folder.pruned() if job.folder is not None else None
+    if kept is None:
+        return None
+    return _cut(job, *kept)
+
+
+def _cut(job: Job, plan: PrunePlan, scores: dict[str, torch.Tensor]) -> Outcome:
+    with job.stage("reshape"):
+        small = job.original.cut(job.model, plan) if job.original else reshape(job.model, plan, job.graph)
+    job.measure(small)
+    return Outcome(small, plan, scores)
 
 
 def needs_data(spec: PruneSpec) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -102,6 +104,31 @@ class Pruner:
             self._due.clear()
             self._make(step, 1.0, None)
         return self.plan
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint needs: ``averages``, ``count``, ``plan``, ``events`` and ``due``, all of them copies."""
+        average = self.average.state_dict()
+        return {
+            "averages": average["values"],
+            "count": average["count"],
+            "plan": self.plan,
+            "events": tuple(self.events),
+            "due": tuple(sorted(self._due)),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continues from a :meth:`state_dict` of a pruner with the same graph, spec and steps.
+
+        Raises:
+            PlanError: if the plan was made for another graph.
+        """
+        state["plan"].check(self.graph)
+        averages = state["averages"]
+        values = {g.name: averages[g.name] for g in self.groups if g.name in averages}
+        self.average.load_state_dict({"count": state["count"], "values": values})
+        self.plan = state["plan"]
+        self.events = list(state["events"])
+        self._due = set(state["due"])
 
     def _make(self, step: int, fraction: float, loss: float | None) -> PrunePlan:
         self.plan = ranking.plan(self.graph, self.spec, self.average.values, fraction=fraction, base=self.plan)

@@ -20,12 +20,16 @@ from graphprune.declare import declare
 from graphprune.engine.base import QuantisedBase
 from graphprune.engine.data import Blocks, example, fingerprint
 from graphprune.engine.documents import TrainData
+from graphprune.engine.identity import Identity
 from graphprune.engine.modes import Job, Outcome, run_mode
 from graphprune.engine.original import Source, as_source
+from graphprune.engine.places import check_places
 from graphprune.engine.prepare import Sequences, check_fits, check_purpose, positions, prepare
 from graphprune.engine.pruner import PruneEvent
+from graphprune.engine.run_folder import RunFolder
 from graphprune.errors import CheckpointError, NonFiniteError, SpecError
 from graphprune.evaluate import perplexity
+from graphprune.files import flush_all
 from graphprune.graph import DependencyGraph
 from graphprune.names import bare
 from graphprune.plan import PrunePlan
@@ -72,14 +76,17 @@ def prune(
     tokenizer: Any = None,
     evaluation: TrainData | None = None,
     output: str | os.PathLike[str] | None = None,
+    checkpoints: str | os.PathLike[str] | None = None,
+    resume: bool = False,
     graph: DependencyGraph | None = None,
     progress: bool = True,
 ) -> PruneResult:
     """Prunes a model as a spec says: trace, score and train, cut, merge, measure, save, verify.
 
     What can be refused is refused before anything is computed. The same call on the same machine gives the same plan.
-    Checkpoints given as a name are only read. Nothing is written but ``output``, which appears whole or not at all,
-    whenever the run is broken off.
+    Checkpoints given as a name are only read. ``output`` appears whole or not at all, whenever the run is broken off.
+    Until then, a run that trains keeps its state in a folder of its own, and with ``resume`` it continues from there
+    to the same result, whatever ended it.
 
     Args:
         model: a transformers model, changed in place; or a folder or Hub id, loaded to the accelerator if there is
@@ -95,6 +102,9 @@ def prune(
             a part of the training text that is held out.
         output: a new folder for the pruned model, its tokenizer, plan and report. A fresh process loads it and
             compares logits before it takes its name.
+        checkpoints: the folder for the state of the unfinished run; by default ``output`` with ``.run`` after its name,
+            and none where there is no ``output``. It goes when the run is done.
+        resume: continue an unfinished run. Where there is none, the run begins.
         graph: the model's dependency graph, if it is at hand; the spec's declared groups are added to it.
         progress: whether to draw progress on the standard error stream.
 
@@ -102,17 +112,24 @@ def prune(
         SpecError: the spec is malformed, or does not fit the model.
         DataError: text is missing, or too short for one batch.
         NonFiniteError: training diverged; names the group and the step. Or the pruned model's logits are no numbers.
-        CheckpointError: the model cannot be read, ``output`` is not empty, or what was written fails its proof.
+        CheckpointError: the model cannot be read, ``output`` is not empty, or what was written fails its proof. Or
+            there is an unfinished run and ``resume`` is off, or it was begun with another spec, model or data.
+        Interrupted: a KeyboardInterrupt that says where the state is, after Ctrl-C or SIGTERM in a run that can be
+            continued.
     """
     spec = load_spec(spec)
-    if output is not None:
-        check_output_folder(output)
+    folder = check_places(spec, output, checkpoints, resume=resume)
     run = _Run(spec, tokenizer, progress)
     run.open(model, original)
     run.read(train_data, evaluation, graph)
-    outcome = run.compute()
-    if output is not None:
-        run.write(outcome, output)
+    with run.holding(folder):
+        outcome = run.compute(folder)
+        if output is not None:
+            run.write(outcome, output)
+    if folder is not None:
+        if output is not None:
+            flush_all(Path(output).expanduser())  # before what it could be made from again is gone
+        folder.remove()
     assert run.graph is not None
     return PruneResult(
         outcome.model, outcome.plan, run.graph, run.report(), outcome.scores, outcome.events, outcome.log
@@ -167,6 +184,7 @@ class _Run:
         with self.clock.stage("trace"):
             found = graph if graph is not None else trace(self.model)
             self.graph = declare(found, self.spec, self.model)
+        self._facts["graph_fingerprint"] = self.graph.fingerprint
         self._notes += validate.check(self.spec, self.graph)
         with self.clock.stage("read text"):
             self.sequences = prepare(self.spec, self.tokenizer, train_data, evaluation)
@@ -181,7 +199,17 @@ class _Run:
         with self.base.visiting(model):
             self._judge("perplexity_before", model)
 
-    def compute(self) -> Outcome:
+    def holding(self, folder: RunFolder | None) -> AbstractContextManager[None]:
+        """Keeps the run's folder for the time of a ``with`` block."""
+        if folder is None:
+            return nullcontext()
+        assert self.graph is not None
+        identity = Identity.of_run(self.spec, self.graph, self.model, self._facts.get("data_fingerprint", ""))
+        return folder.held(identity, self.spec.training.steps)
+
+    def compute(self, folder: RunFolder | None = None) -> Outcome:
+        if folder is not None and folder.worth:
+            self._notes.append(f"interrupted and continued {folder.state_of()}; the times are those of the last part")
         assert self.graph is not None
         original = self.base.original(self.model, self.graph, self._before)
         if original is not None and not self.base.packed:
@@ -196,6 +224,7 @@ class _Run:
             measure=lambda pruned: self._judge("perplexity_pruned", pruned),
             progress=self.progress,
             original=original,
+            folder=folder,
         )
         outcome = run_mode(job)
         self._model = bare(outcome.model)  # a quantised base is gone by now

@@ -30,6 +30,7 @@ class Report(BaseModel):
         versions: of Python, graphprune and what it builds on.
         seed: that the run was started with.
         data_fingerprint: a hash of the training text.
+        graph_fingerprint: that of the dependency graph of the model as it came.
         tier: ``hf`` or ``graphprune``: how the result loads.
         load: the line of code that loads it.
         notes: adjustments to what was asked, numbers that are missing, reasons.
@@ -51,6 +52,7 @@ class Report(BaseModel):
     versions: dict[str, str] = {}
     seed: int | None = None
     data_fingerprint: str = ""
+    graph_fingerprint: str = ""
     tier: str = ""
     load: str = ""
     notes: tuple[str, ...] = ()
@@ -137,7 +139,8 @@ class Report(BaseModel):
         return list(dict.fromkeys([*self.notes, *self.before.notes, *self.after.notes]))
 
     def _origin_rows(self) -> Sequence[Sequence[str]]:
-        rows = [("seed", self.seed), ("training text", self.data_fingerprint), ("tier", self.tier)]
+        hashes = [("training text", self.data_fingerprint), ("dependency graph", self.graph_fingerprint)]
+        rows = [("seed", self.seed), *hashes, ("tier", self.tier)]
         return [(name, str(value)) for name, value in rows if value not in (None, "")] + [*self.versions.items()]
 
 

@@ -1,5 +1,7 @@
 """``graphprune prune``."""
 
+import shlex
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -111,3 +113,47 @@ def test_a_quantised_base_is_cut_from_its_own_weights(run, tiny, spec, tmp_path)
     kept = PrunePlan.load(tmp_path / "small" / "plan.json").kept("model.layers.0.mlp/mlp.channel")
     up = "model.layers.0.mlp.up_proj.weight"
     assert torch.equal(small.get_parameter(up), whole.get_parameter(up)[list(kept)])
+
+
+@pytest.fixture
+def interrupted(run, spec, tmp_path, monkeypatch):
+    """Arguments of a run that was interrupted after the last of its three steps, and what it said."""
+    arguments = ["prune", demo.model_path(), spec(TUNED.replace("steps: 3", "steps: 3, save_every: 2"))]
+    arguments += ["--data", demo.calibration_path(), "--out", tmp_path / "small", "--device", "cpu"]
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("graphprune.engine.modes.merge", interrupt)
+        patched.setattr("sys.argv", ["graphprune", *map(str, arguments)])
+        result = run(*arguments)
+    assert result.exit_code == 130, result.output
+    return arguments, result.stderr
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_says_which_command_continues_it(interrupted, run, refused, spec, tmp_path):
+    arguments, told = interrupted
+    *_, state, command = told.splitlines()
+    assert state.startswith(f"interrupted. The unfinished run in {tmp_path / 'small.run'} is at step 3 of 3.")
+    assert command == "    " + shlex.join(["graphprune", *map(str, arguments), "--resume"])
+    # Not by accident, and not with another spec; before the model is loaded.
+    for extra, message in (([], "holds an unfinished run, at step 3 of 3"), (["--resume", "--seed", "8"], "got 8")):
+        told = refused(*arguments, *extra)
+        assert message in told
+        assert "tracing" not in told
+    result = run(*arguments, "--resume")
+    assert result.exit_code == 0, result.output
+    assert "continuing the run in" in result.stderr
+    assert "- interrupted and continued at step 3 of 3; the times are those of the last part" in result.stdout
+    assert not (tmp_path / "small.run").exists()
+    result = run(*arguments, "--resume")
+    assert result.exit_code == 0
+    assert result.stdout == f"this run is finished: {tmp_path / 'small'} holds its result\n"
+
+
+def test_resume_of_a_run_that_keeps_no_state_runs(run, tiny, spec, tmp_path):
+    result = run("prune", tiny, spec(ONE_SHOT), "--out", tmp_path / "small", "--device", "cpu", "--resume")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "small" / "model.safetensors").is_file()

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import shutil
 from contextlib import nullcontext
 
 import pytest
@@ -11,14 +12,19 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from graphprune.engine.adapters import attach, merge
 from graphprune.engine.callback import PruneCallback
 from graphprune.engine.data import load_blocks
-from graphprune.errors import CriterionError, GraphPruneError, NonFiniteError, SpecError
+from graphprune.engine.marks import checkpoints, fault, last_checkpoint
+from graphprune.errors import CheckpointError, CriterionError, GraphPruneError, NonFiniteError, SpecError
 from graphprune.importance import Taylor
 from graphprune.masking import masked
 from graphprune.plan import PrunePlan
 from graphprune.reshape import reshape
 from graphprune.schema import Lora, PruneSpec
+from graphprune.trace import trace
+from tests.decoders import tiny
+from tests.engine.conftest import make_llama
 
-TARGETS = [{"role": "attention.group", "count": 1}, {"role": "mlp.channel", "ratio": 0.5, "layers": "1:"}]
+CHANNELS = ["mlp.channel", "moe.channel"]
+TARGETS = [{"role": "attention.group", "count": 1}, {"role": CHANNELS, "ratio": 0.5, "layers": "1:"}]
 
 
 def make_spec(criterion="lora", **schedule):
@@ -41,8 +47,7 @@ def make_trainer(model, tokens, folder, callback, steps=8, **options):
         use_cpu=True,
         dataloader_pin_memory=False,
         logging_steps=1,
-        save_strategy="no",
-        **{**usual, **options},
+        **{"save_strategy": "no", **usual, **options},
     )
     data = load_blocks(tokens, sequence_length=tokens.shape[1])
     trainer = Trainer(model=model, args=arguments, train_dataset=data, callbacks=[callback])
@@ -266,3 +271,129 @@ def test_there_is_no_plan_before_training(graph):
     assert callback.scores == {}
     with pytest.raises(GraphPruneError, match=r"run trainer\.train\(\) first"):
         _ = callback.plan
+
+
+def stopped_and_resumed(make, tokens, tmp_path, criterion="lora", **options):
+    """Final parameters and plans of one training in one part, and of the same in two: steps 1 to 3, and the rest."""
+
+    class Stop(TrainerCallback):
+        def on_save(self, args, state, control, **kwargs):
+            if state.global_step == 3:
+                raise InterruptedError
+
+    usual = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 2, "seed": 5, "num_train_epochs": 9}
+    ends = []
+    for parts in (1, 2):
+        folder = tmp_path / str(parts)
+        for part in range(parts):
+            torch.manual_seed(11 * part)
+            model, graph = make()
+            callback = PruneCallback(make_spec({"name": criterion, "average": 0.5}), graph)
+            trainer = make_trainer(model, tokens, folder, callback, **{**usual, **options})
+            if part + 1 < parts:
+                trainer.add_callback(Stop())
+            with pytest.raises(InterruptedError) if part + 1 < parts else nullcontext():
+                trainer.train(resume_from_checkpoint=last_checkpoint(folder))
+        ends.append(({n: p.detach() for n, p in model.named_parameters()}, callback))
+    return ends
+
+
+def assert_same_end(first, second):
+    (weights, callback), (weights_again, callback_again) = first, second
+    assert callback.plan == callback_again.plan
+    assert callback.events == callback_again.events
+    assert callback.scores.keys() == callback_again.scores.keys()
+    for name, score in callback.scores.items():
+        assert torch.equal(score, callback_again.scores[name])
+    for name, weight in weights.items():
+        assert torch.equal(weight, weights_again[name]), name
+
+
+def llama_with_adapters():
+    model = make_llama()
+    graph = trace(model)
+    groups = [*graph.select(role="attention.group"), *graph.select(role="mlp.channel")]
+    return attach(model, graph, groups, Lora(r=4, dropout=0.2)), graph
+
+
+def llama_whole():
+    model = make_llama()
+    return model, trace(model)
+
+
+def experts_whole():
+    """A model whose checkpoints have other names than its parameters; a Trainer alone would resume with old weights."""
+    model = tiny("mixtral")
+    return model, trace(model)
+
+
+@pytest.mark.parametrize(
+    ("make", "criterion"),
+    [(llama_with_adapters, "lora"), (llama_whole, "taylor"), (experts_whole, "magnitude")],
+)
+def test_a_training_in_two_parts_ends_as_in_one(make, criterion, tokens, tmp_path):
+    assert_same_end(*stopped_and_resumed(make, tokens, tmp_path, criterion))
+
+
+@pytest.fixture
+def resumable(llama, graph, tokens, tmp_path):
+    """The folder of a training of four steps with checkpoints, and a Trainer that can resume it, by its spec."""
+
+    def trainer(spec=None, folder="run", model=None, steps=4, **callback):
+        wrapped = adapt(copy.deepcopy(llama) if model is None else model, graph)
+        made = PruneCallback(spec or make_spec(), graph, **callback)
+        options = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 2}
+        return make_trainer(wrapped, tokens, tmp_path / folder, made, steps=steps, **options)
+
+    trainer().train()
+    return tmp_path / "run", trainer
+
+
+def test_checkpoints_of_a_users_trainer_are_marked_and_two_are_kept(resumable):
+    folder, _ = resumable
+    assert [found.name for found in checkpoints(folder)] == ["checkpoint-4", "checkpoint-3"]
+    assert [fault(found) for found in checkpoints(folder)] == [None, None]
+
+
+def test_a_half_written_checkpoint_is_refused_and_the_one_before_it_found(resumable, caplog):
+    folder, trainer = resumable
+    (folder / "checkpoint-4" / "complete.json").unlink()
+    with pytest.raises(CheckpointError, match=r"checkpoint-4 is no checkpoint to continue from: it has no comp"):
+        trainer().train(resume_from_checkpoint=folder / "checkpoint-4")
+    assert last_checkpoint(folder) == folder / "checkpoint-3"
+    assert "checkpoint-4 is passed over: it has no complete.json" in caplog.text
+
+
+def test_what_does_not_belong_to_a_checkpoint_is_named(resumable, llama):
+    folder, trainer = resumable
+    place = folder / "checkpoint-3"
+
+    def refused(message, **options):
+        with pytest.raises(CheckpointError, match=message):
+            trainer(**options).train(resume_from_checkpoint=place)
+
+    refused(r"checkpoint-3 belongs to another run:\n  - schedule\.every: expected 2, got 1\n", spec=make_spec(every=1))
+    refused(r"steps: expected 4, got 5", steps=5)
+    with torch.no_grad():
+        llama.model.layers[0].mlp.up_proj.weight.add_(0.5)
+    refused("model: expected the same weights, got others", model=llama)
+
+
+def test_a_checkpoint_may_lie_elsewhere(resumable, tmp_path):
+    folder, trainer = resumable
+    shutil.move(folder / "checkpoint-3", tmp_path / "kept")
+    with pytest.raises(CheckpointError, match=r"other/checkpoint-3 is no checkpoint"):
+        trainer(folder="other").train(resume_from_checkpoint=tmp_path / "kept")
+    resumed = trainer(folder="other", checkpoint=tmp_path / "kept")
+    resumed.train(resume_from_checkpoint=tmp_path / "kept")
+    assert [found.name for found in checkpoints(tmp_path / "other")] == ["checkpoint-4"]
+
+
+def test_masks_are_on_before_the_first_forward_of_a_resumed_training(resumable, llama):
+    folder, trainer = resumable
+    resumed = trainer(model=llama)
+    seen = []
+    layer = llama.model.layers[1].mlp.down_proj.base_layer
+    layer.register_forward_pre_hook(lambda module, args: seen.append(int((args[0] == 0).all(dim=0).all(dim=0).sum())))
+    resumed.train(resume_from_checkpoint=folder / "checkpoint-3")
+    assert seen[0] == 12

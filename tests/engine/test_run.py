@@ -118,7 +118,7 @@ def test_from_folder_to_folder(mode, checkpoint, tokens, tmp_path, graph):
     assert not result.model.training
 
 
-def test_the_report_tells_the_whole_run(checkpoint, tokens, tmp_path):
+def test_the_report_tells_the_whole_run(checkpoint, tokens, tmp_path, graph):
     result = prune(checkpoint, make_spec(seed=3), train_data=tokens, output=tmp_path / "small", progress=False)
     report = result.report
     written = Report.read(tmp_path / "small" / "report.json")
@@ -143,6 +143,7 @@ def test_the_report_tells_the_whole_run(checkpoint, tokens, tmp_path):
     assert report.spec["criterion"]["average"] == 0.5
     assert report.plan["mlp.channel"] == {"groups": 3, "removed": 18, "of": 72}
     assert (report.seed, report.tier, len(report.data_fingerprint)) == (3, "hf", 64)
+    assert report.graph_fingerprint == graph.fingerprint
     assert (
         written.load == report.load == f"model = transformers.AutoModelForCausalLM.from_pretrained('{tmp_path}/small')"
     )
@@ -241,7 +242,124 @@ def test_an_interrupted_run_leaves_nothing_half_written(stage, checkpoint, token
     places = {"train": (Pruner, "score"), "save": (Report, "save"), "verify": (run_module, "verify_folder")}
     monkeypatch.setattr(*places[stage], interrupt)
     before = digests(checkpoint)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as told:
         prune(checkpoint, make_spec(), train_data=tokens, output=tmp_path / "small", progress=False)
     assert digests(checkpoint) == before
+    # What was trained is kept; before the first checkpoint there is nothing to keep.
+    kept = set() if stage == "train" else {"small.run"}
+    assert {entry.name for entry in tmp_path.iterdir()} == {"original", *kept}
+    assert ("small.run is at step 4 of 4. Continue it with --resume" in str(told.value)) == bool(kept)
+
+
+def test_a_run_keeps_its_state_until_it_is_done(checkpoint, tokens, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(run_module, "verify_folder", lambda *_: seen.extend(tmp_path.glob("*.run/checkpoint-*")) or 0.0)
+    prune(checkpoint, make_spec(), train_data=tokens, output=tmp_path / "small", progress=False)
+    assert [entry.name for entry in seen] == ["checkpoint-4"]
+    assert {entry.name for entry in tmp_path.iterdir()} == {"original", "small"}
+
+
+def test_the_state_may_be_elsewhere_and_without_an_output(checkpoint, tokens, tmp_path, monkeypatch):
+    """Broken off between training and merging; the second part trains nothing."""
+    with monkeypatch.context() as broken:
+        broken.setattr("graphprune.engine.modes.merge", lambda model: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            prune(checkpoint, make_spec(), train_data=tokens, checkpoints=tmp_path / "state", progress=False)
+    assert (tmp_path / "state" / "checkpoint-4").is_dir()
+    with monkeypatch.context() as lazy:
+        lazy.setattr(Pruner, "score", lambda *_: pytest.fail("trained again"))
+        resumed = prune(
+            checkpoint, make_spec(), train_data=tokens, checkpoints=tmp_path / "state", resume=True, progress=False
+        )
     assert {entry.name for entry in tmp_path.iterdir()} == {"original"}
+    whole = prune(checkpoint, make_spec(), train_data=tokens, progress=False)
+    assert resumed.plan == whole.plan
+    assert resumed.events == whole.events
+    assert any(note.startswith("interrupted and continued at step 4 of 4") for note in resumed.report.notes)
+    for a, b in zip(resumed.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_an_unfinished_run_is_neither_overwritten_nor_mixed_up(checkpoint, tokens, tmp_path, monkeypatch):
+    with monkeypatch.context() as broken:
+        broken.setattr("graphprune.engine.modes.merge", lambda model: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            prune(checkpoint, make_spec(), train_data=tokens, output=tmp_path / "small", progress=False)
+    before = digests(tmp_path / "small.run" / "checkpoint-4")
+
+    def refused(message, spec=None, data=tokens, model=checkpoint, **options):
+        with pytest.raises(CheckpointError, match=message):
+            prune(model, spec or make_spec(), train_data=data, output=tmp_path / "small", progress=False, **options)
+        assert digests(tmp_path / "small.run" / "checkpoint-4") == before
+
+    refused(r"small\.run holds an unfinished run, at step 4 of 4\. Continue it with --resume")
+    other = make_spec(targets=[{"role": "attention.group", "count": 1}, {"role": "mlp.channel", "ratio": 0.25}], seed=3)
+    told = r"another spec:\n  - targets\[0\]\.count: expected 2, got 1\n  - seed: expected 0, got 3\n"
+    refused(told, other, resume=True)
+    refused("training data: expected the fingerprint .*another text", data=tokens.flip(0), resume=True)
+    model = AutoModelForCausalLM.from_pretrained(checkpoint)
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight.mul_(1.01)
+    refused("expected the same weights, got others", model=model, resume=True)
+    refused("expected the same names, shapes and number formats", model=model.bfloat16(), resume=True)
+
+
+def test_output_settings_may_change_between_the_parts_of_a_run(checkpoint, tokens, tmp_path, monkeypatch):
+    with monkeypatch.context() as broken:
+        broken.setattr("graphprune.engine.modes.merge", lambda model: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            prune(checkpoint, make_spec(), train_data=tokens, output=tmp_path / "small", progress=False)
+    spec = make_spec(export={"targets": ["graphprune"]})
+    spec["training"] |= {"logging_steps": 3, "save_every": 1}
+    prune(checkpoint, spec, train_data=tokens, output=tmp_path / "small", resume=True, progress=False)
+    assert (tmp_path / "small" / "model.safetensors").is_file()
+
+
+def test_resume_begins_where_there_is_nothing_and_refuses_where_all_is_done(llama, tokens, tmp_path):
+    with pytest.raises(CheckpointError, match="expected output or checkpoints"):
+        prune(llama, make_spec(), train_data=tokens, resume=True)
+    spec = make_spec("none")
+    prune(llama, spec, train_data=tokens, output=tmp_path / "small", resume=True, progress=False)
+    with pytest.raises(CheckpointError, match=r"small is finished: .*gp\.load"):
+        prune(llama, spec, train_data=tokens, output=tmp_path / "small", resume=True, progress=False)
+
+
+def test_a_run_that_diverged_is_kept_and_goes_on_with_a_lower_learning_rate(checkpoint, tokens, tmp_path, monkeypatch):
+    def spoiled(self, step, seen, honest=Pruner.score):
+        if step == 3:
+            raise NonFiniteError("group 'g': the gradient of 'w' is NaN or infinite at step 3.")
+        honest(self, step, seen)
+
+    def run(rate, **options):
+        spec = make_spec()
+        spec["training"] |= {"learning_rate": rate, "lr_scheduler": "linear", "logging_steps": 1}
+        return prune(checkpoint, spec, train_data=tokens, output=tmp_path / "small", progress=False, **options)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Pruner, "score", spoiled)
+        told = r"'g': .* at step 3\. The unfinished run in .*small\.run is at step 2 of 4.*Lower training\.learning"
+        with pytest.raises(NonFiniteError, match=told):
+            run(1e-2)
+    assert [entry.name for entry in tmp_path.glob("small.run/checkpoint-*")] == ["checkpoint-2"]
+    result = run(1e-3, resume=True)
+    assert [row["learning_rate"] for row in result.log[:4]] == pytest.approx([1e-2, 0.75e-2, 0.5e-3, 0.25e-3])
+
+
+def test_the_rescued_state_is_that_of_a_run_that_did_not_diverge(checkpoint, tokens, tmp_path, monkeypatch):
+    """Numbers break at the third step of a run that saves at none: continued, it ends as if nothing had been."""
+
+    def spoiled(self, step, seen, honest=Pruner.score):
+        if step == 3:
+            raise NonFiniteError("broken")
+        honest(self, step, seen)
+
+    spec = make_spec(lora={"dropout": 0.3})
+    spec["training"]["micro_batch_size"] = 2
+    whole = prune(checkpoint, spec, train_data=tokens, progress=False)
+    with monkeypatch.context() as broken:
+        broken.setattr(Pruner, "score", spoiled)
+        with pytest.raises(NonFiniteError, match="broken"):
+            prune(checkpoint, spec, train_data=tokens, output=tmp_path / "small", progress=False)
+    resumed = prune(checkpoint, spec, train_data=tokens, output=tmp_path / "small", resume=True, progress=False)
+    for a, b in zip(resumed.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(a, b)

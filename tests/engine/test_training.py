@@ -4,10 +4,12 @@ import io
 import pytest
 import torch
 from rich.console import Console
-from transformers import TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from graphprune.engine.adapters import attach
+from graphprune.engine.completing import CompletingCallback
 from graphprune.engine.data import load_blocks
+from graphprune.engine.marks import checkpoints, last_checkpoint
 from graphprune.engine.progress import ProgressLine
 from graphprune.engine.training import arguments, train
 from graphprune.schema import Lora, PruneSpec, Training
@@ -72,6 +74,30 @@ def test_micro_batches_and_checkpointing_do_not_change_the_result(llama, graph, 
 def test_nothing_is_written_to_standard_output(llama, graph, tokens, capsys):
     tuned(llama, graph, tokens)
     assert capsys.readouterr().out == ""
+
+
+def test_the_last_two_checkpoints_are_kept_and_settings_of_output_may_change(llama, graph, tokens, tmp_path):
+    """Interrupted by an error after step 3, where every step is saved, and resumed to save and log at every second."""
+
+    class Break(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 3:
+                raise InterruptedError
+
+    def part(callbacks, **training):
+        model = attach(copy.deepcopy(llama), graph, graph.select(role="mlp.channel"), Lora(r=4, dropout=0.0))
+        options = {"progress": False, "folder": tmp_path, "resume": last_checkpoint(tmp_path)}
+        data = load_blocks(tokens, sequence_length=16)
+        return train(
+            model, data, make_spec(steps=6, **training), callbacks=[CompletingCallback([]), *callbacks], **options
+        )
+
+    with pytest.raises(InterruptedError):
+        part([Break()], save_every=1)
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-3", "checkpoint-2"]
+    log = part([], save_every=2, logging_steps=2)
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-6", "checkpoint-4"]
+    assert [row["step"] for row in log if "loss" in row] == [1, 2, 3, 4, 6]
 
 
 def test_the_progress_line_tells_steps_and_loss(tmp_path):

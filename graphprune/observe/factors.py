@@ -30,10 +30,19 @@ def base_shape(model: nn.Module, tensor: str) -> torch.Size:
     return _base(model, tensor).shape
 
 
-def base_rows(model: nn.Module, tensor: str, start: int, stop: int) -> Tensor:
-    """Rows of :func:`base_weight` seen as a matrix ``(-1, last dimension)``; only these are dequantised."""
-    value = _base(model, tensor)
-    return value.rows(start, stop) if isinstance(value, Packed) else value.reshape(-1, value.shape[-1])[start:stop]
+class BaseRows:
+    """Rows of :func:`base_weight` seen as a matrix ``(-1, last dimension)``; only these are dequantised.
+
+    Finding a tensor by its name takes as long as computing on a tile of it, so the tensor is looked up once.
+    """
+
+    def __init__(self, model: nn.Module, tensor: str) -> None:
+        self.tensor = tensor
+        self._base = _base(model, tensor)
+
+    def __call__(self, start: int, stop: int) -> Tensor:
+        base = self._base
+        return base.rows(start, stop) if isinstance(base, Packed) else base.reshape(-1, base.shape[-1])[start:stop]
 
 
 def _base(model: nn.Module, tensor: str) -> Tensor | Packed:

@@ -15,7 +15,7 @@ from graphprune.errors import CriterionError
 from graphprune.graph import DependencyGraph, Group
 from graphprune.importance.base import Criterion, LoraFactors, MemberCriterion, Observation, Signal
 from graphprune.names import bare, plain, resolve_module
-from graphprune.observe.factors import base_rows, base_shape, base_weight, factor_parameters, lora_factors
+from graphprune.observe.factors import BaseRows, base_shape, base_weight, factor_parameters, lora_factors
 from graphprune.observe.gates import GateRecorder
 from graphprune.observe.gradients import GradientRecorder
 from graphprune.observe.inputs import InputRecorder
@@ -76,6 +76,7 @@ class Observer(Observation):
         self._forwards = 0
         self._with_gradients = True
         self._open = ExitStack()
+        self._rows: BaseRows | None = None  # of the tensor that is gone through now, from its first row on
         self.loss_scale = 1.0
         sums, squares = Signal.WEIGHT_GRADIENT in self._signals, Signal.SQUARED_GRADIENT in self._signals
         if sums or squares:
@@ -136,7 +137,9 @@ class Observer(Observation):
         return base_shape(self._model, tensor)
 
     def weight_rows(self, tensor: str, start: int, stop: int) -> Tensor:
-        return base_rows(self._model, tensor, start, stop)
+        if self._rows is None or self._rows.tensor != tensor or not start:
+            self._rows = BaseRows(self._model, tensor)
+        return self._rows(start, stop)
 
     def holder(self, tensor: str) -> nn.Module | None:
         return plain(resolve_module(self._model, tensor.rpartition(".")[0]))

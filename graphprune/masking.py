@@ -27,6 +27,7 @@ from graphprune.packed import packed_in
 from graphprune.packed_masks import mask_packed
 from graphprune.plan import PrunePlan
 from graphprune.reshape.adapters import Slot, adapter_layers, adapter_slots, find_slot
+from graphprune.reshape.further import outstanding
 from graphprune.reshape.history import graph_of
 
 
@@ -36,14 +37,14 @@ def masked(model: nn.Module, plan: PrunePlan, graph: DependencyGraph | None = No
 
     Args:
         model: any model the graph belongs to; LoRA-wrapped models are masked with their adapters.
-        plan: the units to silence.
+        plan: the units to silence; those that a training has removed already are gone.
         graph: the graph the plan was made for; traced again where it is not given.
 
     Raises:
         PlanError: if the plan belongs to another graph, or a group has no place where it can be silenced.
     """
     graph = graph_of(model, graph, plan)
-    plan.check(graph)
+    graph, plan = outstanding(model, graph, plan)
     groups = [name for name, units in plan.removed.items() if units]
     masks = MaskSet(model, graph, groups)
     for name in groups:

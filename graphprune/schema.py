@@ -156,6 +156,11 @@ class Training(Section):
         20, ge=0, description="Optimizer steps between two checkpoints, from which a run can be resumed; 0 writes none."
     )
     gradient_checkpointing: bool = Field(False, description="Recompute activations: less memory, more time.")
+    compact: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description="joint: whether units are cut out of the model as soon as they go, so that later steps are "
+        "cheaper. auto: where that is safe. always: refuse to run elsewhere. never: masks until the end.",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Training:

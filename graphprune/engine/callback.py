@@ -16,15 +16,18 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from graphprune.declare import declare
 from graphprune.engine.adapters import trace_without_adapters
+from graphprune.engine.compact import Compactor, begun, obstacle, resume, stays_masked
 from graphprune.engine.finite import check_gradients, nonfinite_gradients
 from graphprune.engine.identity import Identity
+from graphprune.engine.present import Present
 from graphprune.engine.pruner import PruneEvent, Pruner
 from graphprune.engine.state import EngineState
-from graphprune.errors import CheckpointError, GraphPruneError
-from graphprune.graph import DependencyGraph
+from graphprune.errors import CheckpointError, GraphError, GraphPruneError, ReshapeError, SpecError
+from graphprune.graph import DependencyGraph, Group
 from graphprune.masking import MaskSet
 from graphprune.observe import Observer
 from graphprune.plan import PrunePlan
+from graphprune.reshape.history import history_of
 from graphprune.schema import PruneSpec
 from graphprune.specfile import load_spec
 
@@ -32,26 +35,34 @@ log = logging.getLogger(__name__)
 
 
 class PruneCallback(TrainerCallback):
-    """Prunes by masks while a Trainer tunes: scores at every optimizer step, removes units on schedule.
+    """Prunes while a Trainer tunes: scores at every optimizer step, removes units on schedule.
 
     Put it into ``Trainer(callbacks=[...])``. After training, :attr:`plan` holds the units that are gone,
-    exactly the target; ``gp.reshape(model, callback.plan)`` makes the model physically smaller. Criteria
-    that read adapters need a model wrapped by PEFT; see :func:`graphprune.engine.adapters.attach`. Where the base is
-    quantised by bitsandbytes, :func:`graphprune.engine.original.full_precision` makes the smaller model instead.
+    exactly the target, and ``gp.reshape(model, callback.plan)`` removes what is still there of them and makes the
+    config follow. Criteria that read adapters need a model wrapped by PEFT; see
+    :func:`graphprune.engine.adapters.attach`. Where the base is quantised by bitsandbytes,
+    :func:`graphprune.engine.original.full_precision` makes the smaller model instead.
+
+    Where it is safe, units are cut out of the model and the optimizer's state as soon as they go
+    (``training.compact``), so that every later step is cheaper; elsewhere they are silenced by masks until the end, and
+    :attr:`notes` say why.
 
     Scores are taken where LoRAPrune takes them: once per optimizer step, on the accumulated gradients, after
     clipping and before the update, dropout active, inside the warm-up too. Of the spec, ``targets``,
-    ``scope``, ``criterion`` and ``schedule`` are used; steps, batches and the optimizer are the Trainer's.
+    ``scope``, ``criterion``, ``schedule`` and ``training.compact`` are used; steps, batches and the optimizer are the
+    Trainer's.
 
     Whenever the Trainer saves a checkpoint, what pruning needs to go on is added to it, and it is marked as whole.
-    ``trainer.train(resume_from_checkpoint=gp.last_checkpoint(output_dir))`` continues there, to the same result: the
-    masks are on before the first forward pass. Keep at least two checkpoints (``save_total_limit``): the Trainer
-    removes old ones before the new one is whole.
+    ``PruneCallback(spec, checkpoint=last)`` and ``trainer.train(resume_from_checkpoint=last)``, where ``last`` is
+    ``gp.last_checkpoint(output_dir)``, continue there to the same result: the model is cut before it loads smaller
+    weights, and masks are on before the first forward pass. Keep at least two checkpoints (``save_total_limit``): the
+    Trainer removes old ones before the new one is whole.
 
     Args:
         spec: a spec, its file, recipe or dictionary.
         graph: the dependency graph of the bare model; traced at the beginning of training where it is None.
-        checkpoint: the checkpoint that the Trainer resumes from, where it is not in its own ``output_dir``.
+        checkpoint: the checkpoint that the Trainer is going to resume from; None to begin anew. Under masks it may be
+            left out where it is in the Trainer's own ``output_dir``.
 
     Raises:
         SpecError: at the beginning of training, if the spec does not fit the model.
@@ -71,9 +82,13 @@ class PruneCallback(TrainerCallback):
         self.checkpoint = checkpoint
         self.pruner: Pruner | None = None
         self._observer: Observer | None = None
+        self.notes: list[str] = []
         self._masks: MaskSet | None = None
+        self._compactor: Compactor | None = None
+        self._present: Present | None = None
         self._watching = ExitStack()
         self._identity: Identity | None = None
+        self._backwards = 1
 
     @property
     def plan(self) -> PrunePlan:
@@ -81,6 +96,13 @@ class PruneCallback(TrainerCallback):
         if self.pruner is None:
             raise GraphPruneError("PruneCallback.plan exists once training has begun; run trainer.train() first")
         return self.pruner.plan
+
+    @property
+    def compacted(self) -> PrunePlan:
+        """The units that are cut out of the model by now, in terms of :attr:`graph`; the others are masked."""
+        if self._present is None:
+            raise GraphPruneError("PruneCallback.compacted exists once training has begun; run trainer.train() first")
+        return self._present.gone
 
     @property
     def events(self) -> tuple[PruneEvent, ...]:
@@ -94,49 +116,70 @@ class PruneCallback(TrainerCallback):
 
     def close(self) -> None:
         """Takes masks and observers off the model; for a training that was broken off."""
-        self._watching.close()
-        if self._masks is not None:
-            self._masks.detach()
+        self._unwatch()
+
+    def tell_what_is_gone(self) -> None:
+        """Warns, for a training that was broken off, if the model has lost units; they cannot come back."""
+        if self._present is not None and self._present.gone.removed:
+            log.warning(
+                "training was broken off after the model had become smaller: %s are cut out of it. "
+                "Load it again to begin anew.",
+                self._present.gone,
+            )
+
+    def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """The checkpoint to resume from may have smaller weights; the model is cut before it loads them."""
+        if self.checkpoint is None:
+            return
+        saved, model = EngineState.load(Path(self.checkpoint)), kwargs["model"]
+        if saved.compacted is not None:
+            self.graph = self._graph_of(model)
+            self._identity = Identity.of_training(self.spec, 0, self.graph, model)
+            resume(model, self.graph, saved.compacted)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.close()
         model: nn.Module = kwargs["model"]
-        self.graph = declare(self.graph or trace_without_adapters(model), self.spec, model)
+        self.graph = self._graph_of(model)
         self.pruner = Pruner(self.graph, self.spec, state.max_steps)
-        self._identity = Identity.of_training(self.spec, state.max_steps, self.graph, model)
-        groups = self.pruner.groups
-        self._masks = MaskSet(model, self.graph, [g.name for g in groups]).attach()
+        # Of a model that was cut to a checkpoint, what it was before.
+        identity = self._identity or Identity.of_training(self.spec, 0, self.graph, model)
+        self._identity = identity.model_copy(update={"steps": state.max_steps})
+        self._backwards = args.gradient_accumulation_steps
+        self._present = Present(self.graph, begun(model, self.graph))
         if state.global_step:
             self._resume(args, state.global_step, model)
-        if self.pruner.done:
-            return
-        self._observer = self._watching.enter_context(
-            Observer.for_criterion(
-                model, self.graph, groups, self.pruner.criterion, backwards=args.gradient_accumulation_steps
-            )
-        )
+        else:
+            self.pruner.plan = self._present.gone
+        groups = self._present.groups(self.pruner.groups)
+        self._compactor = self._compacting(args, model, groups, kwargs.get("optimizer"))
+        self._watch(model)
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         pruner, model, step = self._running, kwargs["model"], state.global_step + 1
-        assert self._observer is not None
+        present = self._present
+        assert present is not None
         scale = _unscale(kwargs["optimizer"])
-        if scale is not None and (nonfinite_gradients(model) or self._observer.nonfinite()):
+        seen = None if pruner.done else self._observer
+        if scale is not None and (nonfinite_gradients(model) or (seen is not None and seen.nonfinite())):
             log.info("step %d: overflow in half precision, so this step is skipped and not scored", step)
-            self._observer.reset()
+            if seen is not None:
+                seen.reset()
             return
-        check_gradients(model, pruner.groups, step)
+        check_gradients(model, present.groups(pruner.groups), step)
         if pruner.done:
             return
-        self._observer.loss_scale = scale or 1.0
-        pruner.score(step, self._observer)
-        self._observer.reset()
+        assert seen is not None
+        seen.loss_scale = scale or 1.0
+        pruner.score(step, seen, present)
+        seen.reset()
         plan = pruner.advance(step, _last_loss(state))
         if plan is not None:
-            self._apply(plan)
+            self._apply(plan, model)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         assert self._identity is not None
@@ -144,7 +187,9 @@ class PruneCallback(TrainerCallback):
             torch.distributed.barrier()  # every process writes files of its own
         folder = _checkpoint_of(args, state.global_step)
         if args.should_save and folder.is_dir():  # a search for hyperparameters writes elsewhere
-            EngineState.of(self._running, state.global_step, self._identity, kwargs["model"]).save(folder)
+            cut = self.compacted if self.compacted.removed else None
+            model = kwargs["model"]
+            EngineState.of(self._running, state.global_step, self._identity, model, cut).save(folder, model)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -169,22 +214,79 @@ class PruneCallback(TrainerCallback):
                 f"the Trainer resumes at step {step}, but {folder} was written at step {saved.step}. "
                 "Give PruneCallback(checkpoint=...) the folder that the Trainer resumes from."
             )
+        if saved.compacted is not None and saved.compacted.removed != self.compacted.removed:
+            raise CheckpointError(
+                f"{folder} was written when units had been cut out of the model, and this model still has them. Give "
+                "PruneCallback(checkpoint=...) the checkpoint, and it cuts the model before weights are loaded."
+            )
         saved.check(self._identity, model, folder)
         saved.restore(self._running)
-        self._mask(saved.plan)
         gone = sum(len(units) for units in saved.plan.removed.values())
         log.info("continued after step %d, with %d units removed", step, gone)
 
-    def _mask(self, plan: PrunePlan) -> None:
-        assert self._masks is not None
-        for name, units in plan.removed.items():
-            self._masks.set(name, units)
+    def _graph_of(self, model: nn.Module) -> DependencyGraph:
+        """The graph that the run speaks of: of the model before an unfinished pruning, if there is one."""
+        underway = history_of(model).underway
+        if underway is not None and self.graph is None:
+            return underway.step.graph
+        return declare(self.graph or trace_without_adapters(model), self.spec, model)
 
-    def _apply(self, plan: PrunePlan) -> None:
-        self._mask(plan)
+    def _compacting(
+        self, args: TrainingArguments, model: nn.Module, groups: tuple[Group, ...], optimizer: Any
+    ) -> Compactor | None:
+        """What cuts the model while it is trained, or None where it is pruned by masks alone; the notes say why."""
+        assert self.graph is not None
+        wanted = self.spec.training.compact
+        self.notes = []
+        if wanted == "never":
+            return None
+        why = obstacle(model, groups, optimizer, args)
+        if why is not None and wanted == "always":
+            raise SpecError(f"training.compact: the model cannot be made smaller while it is trained: {why}. Use auto.")
+        if why is not None:
+            self._say(f"pruned by masks until the end of training, because {why}")
+            return None
+        for role, reason in dict.fromkeys((g.role, stays_masked(g, model)) for g in groups):
+            if reason is not None:
+                self._say(f"{role} is pruned by masks until the end of training, because {reason}")
+        return Compactor(model, self.graph, optimizer)
+
+    def _say(self, note: str) -> None:
+        log.info(note)
+        self.notes.append(note)
+
+    def _apply(self, plan: PrunePlan, model: nn.Module) -> None:
         log.info("pruned at %s", self._running.events[-1])
-        if self._running.done:
-            self._watching.close()  # no more scores are needed, so training need not pay for them
+        if self._compactor is not None:
+            self._unwatch()  # hooks would be left on tensors that go
+            try:
+                self._present = self._compactor.cut(plan)
+            except (ReshapeError, GraphError) as error:
+                if self.spec.training.compact == "always":
+                    raise
+                self._compactor = None
+                self._say(f"pruned by masks from step {self._running.events[-1].step} on, because {error}")
+        self._watch(model)
+
+    def _unwatch(self) -> None:
+        self._watching.close()
+        if self._masks is not None:
+            self._masks.detach()
+
+    def _watch(self, model: nn.Module) -> None:
+        """Puts the masks of what is not cut out on, and observers while scores are needed."""
+        pruner, present = self._running, self._present
+        assert present is not None
+        self._unwatch()
+        groups = present.groups(pruner.groups)
+        left = present.left(pruner.plan)
+        self._masks = MaskSet(model, present.graph, [g.name for g in groups])
+        for name, units in left.removed.items():
+            self._masks.set(name, units)
+        self._masks.attach()
+        if not pruner.done:  # else training need not pay for scores
+            observer = Observer.for_criterion(model, present.graph, groups, pruner.criterion, self._backwards)
+            self._observer = self._watching.enter_context(observer)
 
 
 def _checkpoint_of(args: TrainingArguments, step: int) -> Path:

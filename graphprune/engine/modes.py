@@ -75,6 +75,7 @@ class Outcome:
         scores: what they were chosen by; float32 of shape ``(size,)`` by group name.
         events: the removals of a joint run.
         log: the Trainer's log lines.
+        notes: what the report should say besides.
     """
 
     model: nn.Module
@@ -82,6 +83,7 @@ class Outcome:
     scores: dict[str, torch.Tensor]
     events: tuple[PruneEvent, ...] = ()
     log: tuple[dict[str, float], ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def run_mode(job: Job) -> Outcome:
@@ -117,15 +119,18 @@ def separate(job: Job) -> Outcome:
 
 
 def joint(job: Job) -> Outcome:
-    """Tunes adapters and removes units by masks on schedule, as LoRAPrune does; then makes the removal real.
+    """Tunes adapters and removes units on schedule, as LoRAPrune does, at once or by masks until the end.
 
-    The model without tuning, for the report, is the original one under the final masks with the adapters off.
+    The model without tuning, for the report, is the pruned one with the adapters off.
     """
     callback = PruneCallback(job.spec, job.graph)
     with attached(job.model, job.graph, job.groups, job.spec.lora) as wrapped:
         try:
             with job.stage("train"):
                 log = _trained(job, wrapped, callback)
+        except BaseException:
+            callback.tell_what_is_gone()
+            raise
         finally:
             callback.close()
         if job.original is None:
@@ -138,15 +143,17 @@ def joint(job: Job) -> Outcome:
             wrapped = job.original.adapted(wrapped, callback.plan, job.groups, job.spec.lora)
         with cast(Any, wrapped).disable_adapter():
             job.measure(wrapped)
-    return Outcome(_merged(job, wrapped), callback.plan, callback.scores, callback.events, tuple(log))
+    return Outcome(
+        _merged(job, wrapped), callback.plan, callback.scores, callback.events, tuple(log), tuple(callback.notes)
+    )
 
 
 def _trained(job: Job, wrapped: nn.Module, callback: TrainerCallback) -> list[dict[str, float]]:
     """The log of a training that keeps its state in the run's folder, from the beginning or from where it was."""
     folder = job.folder
     resume = folder.start() if folder is not None else None
-    # A model that was made smaller on the way must be cut here to the checkpoint's EngineState.compacted: a Trainer
-    # loads weights and moments into the shapes it finds.
+    if isinstance(callback, PruneCallback):
+        callback.checkpoint = resume
     return train(
         wrapped,
         _data(job),

@@ -10,6 +10,7 @@ import torch
 
 from graphprune import ranking
 from graphprune.engine.average import SlidingAverage
+from graphprune.engine.present import Present
 from graphprune.engine.schedule import Schedule
 from graphprune.errors import GraphPruneError
 from graphprune.graph import DependencyGraph, Group
@@ -66,8 +67,8 @@ class Pruner:
         """Whether the target has been reached, so that scores are no longer needed."""
         return not self._due
 
-    def score(self, step: int, seen: Observation) -> None:
-        """Takes in what the batches of optimizer step ``step`` show.
+    def score(self, step: int, seen: Observation, present: Present | None = None) -> None:
+        """Takes in what the batches of optimizer step ``step`` show, of a model that ``present`` tells the size of.
 
         Processes that train on different batches agree on the mean of their scores, and so on every plan.
 
@@ -75,7 +76,9 @@ class Pruner:
             CriterionError: the criterion cannot score a group.
         NonFiniteError: a score is NaN or infinite; names the group and the step.
         """
-        scores = score_groups(self.criterion, self.groups, seen, f"at step {step}")
+        present = Present.of(self.graph) if present is None else present
+        found = score_groups(self.criterion, present.groups(self.groups), seen, f"at step {step}")
+        scores = present.spread(found, self.groups)
         self.average.update(_mean_over_processes(scores))
 
     def advance(self, step: int, loss: float | None = None) -> PrunePlan | None:

@@ -235,7 +235,7 @@ class _Run:
         self._facts["after"] = measure(outcome.model)
         self._facts["plan"] = outcome.plan.summary()
         self._facts["tier"] = "hf" if history.stock else "graphprune"
-        self._notes += [*outcome.plan.notes, *self.base.notes]
+        self._notes += [*outcome.plan.notes, *outcome.notes, *self.base.notes]
         if not history.stock and "hf" in self.spec.export.targets:
             self._notes.append(f"does not load with stock from_pretrained: {history.why_not}")
         return outcome

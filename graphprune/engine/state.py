@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
@@ -26,12 +26,12 @@ from graphprune.engine.pruner import PruneEvent, Pruner
 from graphprune.errors import CheckpointError
 from graphprune.files import write_whole
 from graphprune.plan import PrunePlan
-from graphprune.reshape.config import quiet
 
 log = logging.getLogger(__name__)
 
 STATE = "graphprune_state.json"
 AVERAGES = "graphprune_averages.safetensors"
+WEIGHTS = "graphprune_weights.safetensors"
 
 
 class EngineState(BaseModel):
@@ -76,13 +76,20 @@ class EngineState(BaseModel):
         """Lets ``pruner`` go on from here; it must be of the run that this belongs to (:meth:`check`)."""
         pruner.load_state_dict({name: getattr(self, name) for name in ("averages", "count", "plan", "events", "due")})
 
-    def save(self, checkpoint: Path) -> None:
+    def save(self, checkpoint: Path, model: nn.Module | None = None) -> None:
         """Writes the state into a checkpoint that the Trainer has finished with, and marks that as whole.
+
+        Args:
+            checkpoint: the Trainer's folder.
+            model: whose trained weights are added as far as the Trainer has stored them under other names.
 
         Raises:
             CheckpointError: if it cannot be written.
         """
         try:
+            renamed = {} if model is None else _renamed_weights(model, checkpoint)
+            if renamed:
+                save_file(renamed, checkpoint / WEIGHTS)
             tensors = {name: value.contiguous() for name, value in self.averages.items()}
             save_file(tensors, checkpoint / AVERAGES)
             write_whole(checkpoint / STATE, self.model_dump_json(indent=1, exclude={"averages"}) + "\n")
@@ -123,8 +130,8 @@ class EngineState(BaseModel):
             CheckpointError: naming every difference.
         """
         then = self.identity
-        if self.compacted is not None:
-            # The model has been cut to this plan, and whoever cut it knows what it was before.
+        if self.compacted is not None and then.shapes != now.shapes:
+            # The model has been cut to this plan already, and whoever cut it knows what it was before.
             then = then.model_copy(update=now.model_dump(include={"model", "shapes", "weights"}))
         check_identity(then, now, f"the checkpoint {checkpoint}")
         if tuned_weights(model) != self.weights:
@@ -136,17 +143,25 @@ class EngineState(BaseModel):
             )
 
 
-def _load_weights(model: nn.Module, checkpoint: Path) -> None:
-    """Weights that are stored under other names than the model's, which a Trainer leaves out with a warning.
+def _renamed_weights(model: nn.Module, checkpoint: Path) -> dict[str, torch.Tensor]:
+    """Trained weights that ``checkpoint`` has under other names, or not at all.
 
-    Transformers stores some models in the layout in which they were first published, and only ``from_pretrained``
-    knows the way back.
+    Transformers stores some models in the layout in which they were first published. A Trainer that loads such a
+    checkpoint leaves these weights out with a warning.
     """
-    if not isinstance(model, PreTrainedModel):
-        return
-    with quiet():
-        stored = type(model).from_pretrained(checkpoint, dtype=model.dtype, use_safetensors=True)
-    model.load_state_dict(stored.state_dict())
+    if not isinstance(model, PreTrainedModel):  # adapters are stored by PEFT, and loaded by it
+        return {}
+    stored: set[str] = set()
+    for file in checkpoint.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as opened:
+            stored.update(opened.keys())
+    trained = ((name, p.detach()) for name, p in model.named_parameters() if p.requires_grad)
+    return {name: weight.contiguous() for name, weight in trained if name not in stored}
+
+
+def _load_weights(model: nn.Module, checkpoint: Path) -> None:
+    if (checkpoint / WEIGHTS).is_file():
+        model.load_state_dict(load_file(checkpoint / WEIGHTS), strict=False)
 
 
 def check_identity(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -51,25 +52,41 @@ class _Edit:
         self.dims[dim] = kept if dim not in self.dims else kept[torch.isin(kept, self.dims[dim])]
 
 
-def cut_model(model: nn.Module, graph: DependencyGraph, plan: PrunePlan) -> list[Replacement]:
+def cut_model(
+    model: nn.Module,
+    graph: DependencyGraph,
+    plan: PrunePlan,
+    follow: Callable[[Replacement], None] | None = None,
+) -> list[Replacement]:
     """Removes the units of ``plan`` from ``model`` in place: tensors, adapters, sizes, constants, layers.
 
     Parameters are replaced by new :class:`torch.nn.Parameter` objects (assigning ``.data`` would leave
     stale gradient accumulators); dtype, device and ``requires_grad`` stay, gradients are cut alike, tied
     parameters stay tied. The model remembers the step; :func:`settle_config` makes its config follow.
 
+    Args:
+        model: bare or wrapped.
+        graph: the graph the plan was made for.
+        plan: the units to remove.
+        follow: is told of every replaced tensor, base and adapter, once. Old tensors are let go one by one then;
+            otherwise they are kept until all are replaced, beside the new ones.
+
     Returns:
-        every replaced tensor, base and adapter, once.
+        Every replaced tensor; nothing where ``follow`` is given.
 
     Raises:
         PlanError: if the plan belongs to another graph.
         ReshapeError: if the model is not the one that was traced; it is untouched then.
     """
+    replaced: list[Replacement] = []
     with torch.device("cpu"):  # indices are real even where the model is being built on the meta device
-        return _cut_model(model, graph, plan)
+        _cut_model(model, graph, plan, follow or replaced.append)
+    return replaced
 
 
-def _cut_model(model: nn.Module, graph: DependencyGraph, plan: PrunePlan) -> list[Replacement]:
+def _cut_model(
+    model: nn.Module, graph: DependencyGraph, plan: PrunePlan, follow: Callable[[Replacement], None]
+) -> None:
     plan.check(graph)
     stays = renaming(graph, plan)
     aliases = _aliases(graph)
@@ -100,7 +117,9 @@ def _cut_model(model: nn.Module, graph: DependencyGraph, plan: PrunePlan) -> lis
         for (owner, attribute), factor in norm_epsilons(graph, plan).items()
     ]
     stacks = stack_edits(model, graph, plan)
-    replaced = [_apply(edit) for edit in (*edits, *cut_in_place)]
+    edits = [*edits, *cut_in_place][::-1]
+    while edits:
+        follow(_apply(edits.pop()))
     for layer, name, dim, kept, ndim in features:
         update_features(layer, name, dim, kept, ndim)
     for edit_rule in edit_rules:
@@ -113,7 +132,6 @@ def _cut_model(model: nn.Module, graph: DependencyGraph, plan: PrunePlan) -> lis
     for stack_edit in stacks:
         stack_edit()
     remember(model, replace(history, stock=False, why_not=NOT_SETTLED))
-    return replaced
 
 
 def _aliases(graph: DependencyGraph) -> dict[str, list[str]]:

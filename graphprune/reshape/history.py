@@ -28,6 +28,14 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Underway:
+    """A pruning that is done bit by bit: the plan so far, and the steps before it."""
+
+    step: Step
+    before: tuple[Step, ...] = ()
+
+
+@dataclass(frozen=True)
 class History:
     """How a model came to be.
 
@@ -38,6 +46,7 @@ class History:
         steps: every pruning since, oldest first.
         stock: whether the model's present config describes it, so that stock ``from_pretrained`` can load it.
         why_not: where it does not, the reason.
+        underway: the pruning that the last step is a part of, where more of it may come.
     """
 
     architecture: str
@@ -46,6 +55,7 @@ class History:
     steps: tuple[Step, ...] = ()
     stock: bool = True
     why_not: str = ""
+    underway: Underway | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> History:
         return self  # a value; a copy of the model has the same past
@@ -59,8 +69,8 @@ class History:
             except PlanError:
                 pass
             else:
-                return replace(self, steps=(*self.steps[:-1], merged))
-        return replace(self, steps=(*self.steps, step))
+                return replace(self, steps=(*self.steps[:-1], merged), underway=None)
+        return replace(self, steps=(*self.steps, step), underway=None)
 
 
 def compose(first: PrunePlan, second: PrunePlan) -> PrunePlan:
@@ -110,10 +120,22 @@ def config_from(kind: Any, values: dict[str, Any]) -> Any:
     return kind.from_dict(decoded)
 
 
+def underway_of(model: nn.Module, plan: PrunePlan) -> Underway | None:
+    """The unfinished pruning of ``model`` that ``plan`` goes on with, if there is one."""
+    underway = history_of(model).underway
+    return underway if underway is not None and underway.step.plan.fingerprint == plan.fingerprint else None
+
+
 def graph_of(model: nn.Module, graph: DependencyGraph | None, plan: PrunePlan | None = None) -> DependencyGraph:
-    """``graph`` itself; where it is None, the traced graph of ``model`` with what was declared for ``plan``."""
+    """``graph`` itself; where it is None, the traced graph of ``model`` with what was declared for ``plan``.
+
+    The graph that an unfinished pruning began with is remembered by the model.
+    """
     if graph is not None:
         return graph
+    underway = None if plan is None else underway_of(model, plan)
+    if underway is not None:
+        return underway.step.graph
     from graphprune.declare import trace_with
 
     return trace_with(model, plan.declared if plan is not None else (), source="plan")

@@ -27,11 +27,12 @@ CHANNELS = ["mlp.channel", "moe.channel"]
 TARGETS = [{"role": "attention.group", "count": 1}, {"role": CHANNELS, "ratio": 0.5, "layers": "1:"}]
 
 
-def make_spec(criterion="lora", **schedule):
+def make_spec(criterion="lora", compact="auto", **schedule):
     return PruneSpec.model_validate(
         {
             "targets": TARGETS,
             "criterion": criterion,
+            "training": {"compact": compact},
             "schedule": {"every": 2, "warmup": 0.0, "cooldown": 0.25, **schedule},
         }
     )
@@ -78,7 +79,7 @@ def test_a_plain_trainer_prunes_to_exactly_the_target(llama, graph, tokens, tmp_
 
 
 def test_masks_act_from_their_event_on_and_only_grow(llama, graph, tokens, tmp_path):
-    callback = PruneCallback(make_spec(), graph)
+    callback = PruneCallback(make_spec(compact="never"), graph)
     seen = []
 
     model = adapt(llama, graph)
@@ -99,8 +100,9 @@ def test_masks_act_from_their_event_on_and_only_grow(llama, graph, tokens, tmp_p
     assert not layer._forward_pre_hooks
 
 
-def test_the_masked_model_equals_the_merged_and_reshaped_one(llama, graph, tokens, tmp_path):
-    callback = PruneCallback(make_spec(), graph)
+@pytest.mark.parametrize("compact", ["never", "auto"])
+def test_the_masked_model_equals_the_merged_and_reshaped_one(compact, llama, graph, tokens, tmp_path):
+    callback = PruneCallback(make_spec(compact=compact), graph)
     model = adapt(llama, graph)
     make_trainer(model, tokens, tmp_path, callback).train()
     model.eval()
@@ -250,7 +252,7 @@ def test_a_diverged_gradient_stops_training_with_group_and_step(llama, graph, to
         return torch.full_like(gradient, float("inf")) if len(calls) > 2 * 2 else gradient  # from step 3 on
 
     factor.register_hook(spoil)
-    callback = PruneCallback(make_spec(), graph)
+    callback = PruneCallback(make_spec(compact="never"), graph)  # the hook is on a tensor that would be replaced
     message = r"group 'model\.layers\.2\.mlp/mlp\.channel': the gradient of .*lora_B.* at step 3\."
     with pytest.raises(NonFiniteError, match=message):
         make_trainer(model, tokens, tmp_path, callback).train()
@@ -288,12 +290,13 @@ def stopped_and_resumed(make, tokens, tmp_path, criterion="lora", **options):
         for part in range(parts):
             torch.manual_seed(11 * part)
             model, graph = make()
-            callback = PruneCallback(make_spec({"name": criterion, "average": 0.5}), graph)
+            last = last_checkpoint(folder)
+            callback = PruneCallback(make_spec({"name": criterion, "average": 0.5}), graph, checkpoint=last)
             trainer = make_trainer(model, tokens, folder, callback, **{**usual, **options})
             if part + 1 < parts:
                 trainer.add_callback(Stop())
             with pytest.raises(InterruptedError) if part + 1 < parts else nullcontext():
-                trainer.train(resume_from_checkpoint=last_checkpoint(folder))
+                trainer.train(resume_from_checkpoint=last)
         ends.append(({n: p.detach() for n, p in model.named_parameters()}, callback))
     return ends
 
@@ -359,7 +362,7 @@ def test_a_half_written_checkpoint_is_refused_and_the_one_before_it_found(resuma
     folder, trainer = resumable
     (folder / "checkpoint-4" / "complete.json").unlink()
     with pytest.raises(CheckpointError, match=r"checkpoint-4 is no checkpoint to continue from: it has no comp"):
-        trainer().train(resume_from_checkpoint=folder / "checkpoint-4")
+        trainer(checkpoint=folder / "checkpoint-4")
     assert last_checkpoint(folder) == folder / "checkpoint-3"
     assert "checkpoint-4 is passed over: it has no complete.json" in caplog.text
 
@@ -370,7 +373,7 @@ def test_what_does_not_belong_to_a_checkpoint_is_named(resumable, llama):
 
     def refused(message, **options):
         with pytest.raises(CheckpointError, match=message):
-            trainer(**options).train(resume_from_checkpoint=place)
+            trainer(checkpoint=place, **options).train(resume_from_checkpoint=place)
 
     refused(r"checkpoint-3 belongs to another run:\n  - schedule\.every: expected 2, got 1\n", spec=make_spec(every=1))
     refused(r"steps: expected 4, got 5", steps=5)
@@ -381,19 +384,34 @@ def test_what_does_not_belong_to_a_checkpoint_is_named(resumable, llama):
 
 def test_a_checkpoint_may_lie_elsewhere(resumable, tmp_path):
     folder, trainer = resumable
-    shutil.move(folder / "checkpoint-3", tmp_path / "kept")
-    with pytest.raises(CheckpointError, match=r"other/checkpoint-3 is no checkpoint"):
-        trainer(folder="other").train(resume_from_checkpoint=tmp_path / "kept")
-    resumed = trainer(folder="other", checkpoint=tmp_path / "kept")
-    resumed.train(resume_from_checkpoint=tmp_path / "kept")
+    kept = tmp_path / "kept"
+    shutil.move(folder / "checkpoint-3", kept)
+    trainer(folder="other", checkpoint=kept).train(resume_from_checkpoint=kept)
     assert [found.name for found in checkpoints(tmp_path / "other")] == ["checkpoint-4"]
 
 
-def test_masks_are_on_before_the_first_forward_of_a_resumed_training(resumable, llama):
-    folder, trainer = resumable
-    resumed = trainer(model=llama)
+@pytest.fixture
+def masked_run(resumable):
+    """The checkpoint of a training under masks, and a Trainer that can resume it, by its model."""
+    _, trainer = resumable
+    spec = make_spec()
+    spec = spec.model_copy(update={"training": spec.training.model_copy(update={"compact": "never"})})
+    trainer(spec, folder="masked").train()
+    return lambda **options: trainer(spec, **{"folder": "masked", **options})
+
+
+def test_under_masks_the_trainer_alone_may_know_the_checkpoint(masked_run, tmp_path):
+    place = tmp_path / "masked" / "checkpoint-3"
+    masked_run().train(resume_from_checkpoint=place)
+    shutil.move(place, tmp_path / "kept")
+    with pytest.raises(CheckpointError, match=r"elsewhere/checkpoint-3 is no checkpoint"):
+        masked_run(folder="elsewhere").train(resume_from_checkpoint=tmp_path / "kept")
+
+
+def test_masks_are_on_before_the_first_forward_of_a_resumed_training(masked_run, llama, tmp_path):
+    resumed = masked_run(model=llama)
     seen = []
     layer = llama.model.layers[1].mlp.down_proj.base_layer
     layer.register_forward_pre_hook(lambda module, args: seen.append(int((args[0] == 0).all(dim=0).all(dim=0).sum())))
-    resumed.train(resume_from_checkpoint=folder / "checkpoint-3")
+    resumed.train(resume_from_checkpoint=tmp_path / "masked" / "checkpoint-3")
     assert seen[0] == 12

@@ -10,13 +10,16 @@ from graphprune.engine.data import load_blocks
 from graphprune.engine.modes import Job, needs_data, run_mode
 from graphprune.errors import DataError
 from graphprune.masking import masked
+from graphprune.reshape import reshape
+from graphprune.reshape.history import history_of
 from graphprune.schema import PruneSpec
 
 TARGETS = [{"role": "attention.group", "count": 1}, {"role": "mlp.channel", "ratio": 0.25}]
 
 
-def make_spec(mode="joint", criterion="lora", **rest):
+def make_spec(mode="joint", criterion="lora", compact="auto", **rest):
     training = {"mode": mode, "steps": 6, "batch_size": 4, "sequence_length": 16, "learning_rate": 1e-2}
+    training["compact"] = compact
     schedule = {"every": 1, "warmup": 0.0, "cooldown": 0.3}
     return PruneSpec.model_validate(
         {"targets": TARGETS, "criterion": criterion, "training": training, "schedule": schedule, **rest}
@@ -127,10 +130,10 @@ def test_an_interrupted_job_leaves_the_model_as_it_was(adapted, llama, graph, to
         if step == 4:
             raise KeyboardInterrupt
 
-    spec, watch = make_spec(lora={"target_modules": adapted}), Watch(tokens[:2])
+    spec, watch = make_spec(lora={"target_modules": adapted}, compact="never"), Watch(tokens[:2])
     original = pruner.Pruner.score
     monkeypatch.setattr(
-        pruner.Pruner, "score", lambda self, step, seen: interrupt(self, step, seen) or original(self, step, seen)
+        pruner.Pruner, "score", lambda self, step, *seen: interrupt(self, step, seen) or original(self, step, *seen)
     )
     model = copy.deepcopy(llama)
     data = load_blocks(tokens, sequence_length=16)
@@ -142,6 +145,48 @@ def test_an_interrupted_job_leaves_the_model_as_it_was(adapted, llama, graph, to
     model.eval()
     with torch.no_grad():
         assert torch.equal(model(tokens[:2]).logits, llama(tokens[:2]).logits)
+
+
+def test_an_interrupted_job_says_that_units_were_cut_out(llama, graph, tokens, monkeypatch, caplog):
+    """They cannot come back; the smaller model is whole, free of hooks and adapters, and knows what was done to it."""
+    from graphprune.engine import pruner
+
+    original = pruner.Pruner.score
+
+    def interrupt(self, step, *seen):
+        if step == 4:
+            raise KeyboardInterrupt
+        return original(self, step, *seen)
+
+    monkeypatch.setattr(pruner.Pruner, "score", interrupt)
+    model = copy.deepcopy(llama)
+    data, watch = load_blocks(tokens, sequence_length=16), Watch(tokens[:2])
+    with pytest.raises(KeyboardInterrupt):
+        run_mode(Job(model, graph, make_spec(), data, watch.stage, watch.measure, progress=False))
+    assert "training was broken off after" in caplog.text
+    (step,) = history_of(model).steps
+    assert [n for n, _ in model.named_parameters()] == [n for n, _ in llama.named_parameters()]
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    with torch.no_grad():
+        expected = reshape(copy.deepcopy(llama), step.plan, graph)(tokens[:2]).logits
+        torch.testing.assert_close(model.eval()(tokens[:2]).logits, expected)
+
+
+def test_compaction_changes_nothing_but_the_cost(llama, graph, tokens):
+    outcomes, watches = [], []
+    for compact in ("always", "never"):
+        watch = Watch(tokens[:2])
+        outcomes.append(run(llama, graph, tokens, make_spec(compact=compact, lora={"dropout": 0.0}), watch))
+        watches.append(watch)
+    left, right = outcomes
+    assert left.plan == right.plan
+    assert left.notes == right.notes == ()
+    losses = [row["train_loss"] for outcome in outcomes for row in outcome.log if "train_loss" in row]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    torch.testing.assert_close(watches[0].logits, watches[1].logits, rtol=1e-4, atol=1e-4)
+    with torch.no_grad():
+        logits = [outcome.model(tokens[:2]).logits for outcome in outcomes]
+    torch.testing.assert_close(*logits, rtol=1e-3, atol=1e-3)
 
 
 def test_what_needs_data():

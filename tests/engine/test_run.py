@@ -325,10 +325,10 @@ def test_resume_begins_where_there_is_nothing_and_refuses_where_all_is_done(llam
 
 
 def test_a_run_that_diverged_is_kept_and_goes_on_with_a_lower_learning_rate(checkpoint, tokens, tmp_path, monkeypatch):
-    def spoiled(self, step, seen, honest=Pruner.score):
+    def spoiled(self, step, seen, present, honest=Pruner.score):
         if step == 3:
             raise NonFiniteError("group 'g': the gradient of 'w' is NaN or infinite at step 3.")
-        honest(self, step, seen)
+        honest(self, step, seen, present)
 
     def run(rate, **options):
         spec = make_spec()
@@ -348,10 +348,10 @@ def test_a_run_that_diverged_is_kept_and_goes_on_with_a_lower_learning_rate(chec
 def test_the_rescued_state_is_that_of_a_run_that_did_not_diverge(checkpoint, tokens, tmp_path, monkeypatch):
     """Numbers break at the third step of a run that saves at none: continued, it ends as if nothing had been."""
 
-    def spoiled(self, step, seen, honest=Pruner.score):
+    def spoiled(self, step, seen, present, honest=Pruner.score):
         if step == 3:
             raise NonFiniteError("broken")
-        honest(self, step, seen)
+        honest(self, step, seen, present)
 
     spec = make_spec(lora={"dropout": 0.3})
     spec["training"]["micro_batch_size"] = 2

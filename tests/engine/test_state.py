@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 
 from graphprune.engine.identity import Identity
 from graphprune.engine.pruner import Pruner
-from graphprune.engine.state import AVERAGES, STATE, EngineState
+from graphprune.engine.state import AVERAGES, STATE, WEIGHTS, EngineState
 from graphprune.errors import CheckpointError
 from graphprune.reshape import reshape
 from graphprune.schema import PruneSpec
@@ -116,16 +116,22 @@ def test_a_model_that_was_cut_on_the_way_may_have_other_shapes(graph, llama, ide
 def test_weights_that_were_not_loaded_are_noticed(graph, llama, identity, tmp_path):
     state = EngineState.of(advance(make_pruner(graph), [1]), 1, identity, llama)
     state.check(identity, llama, tmp_path)
-    llama.save_pretrained(tmp_path)
+    state.save(tmp_path, llama)  # nothing of it is stored there by a Trainer
     with torch.no_grad():
         llama.model.norm.weight.mul_(2.0)
     state.check(identity, llama, tmp_path)  # which loads them
     assert torch.equal(llama.model.norm.weight, torch.ones(32))
+    (tmp_path / WEIGHTS).unlink()
     with torch.no_grad():
         llama.model.norm.weight.mul_(2.0)
-    llama.save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match=r"does not have the trained weights of"):
         state.check(identity, llama, tmp_path)
+
+
+def test_weights_that_the_trainer_stored_are_not_stored_twice(graph, llama, identity, tmp_path):
+    llama.save_pretrained(tmp_path)
+    EngineState.of(advance(make_pruner(graph), [1]), 1, identity, llama).save(tmp_path, llama)
+    assert not (tmp_path / WEIGHTS).exists()
 
 
 def test_a_state_that_is_none_is_refused(graph, llama, identity, tmp_path):

@@ -19,6 +19,7 @@ from graphprune.engine.present import Present
 from graphprune.errors import ReshapeError
 from graphprune.graph import DependencyGraph, Group
 from graphprune.names import bare, resolve_tensor
+from graphprune.packed import packed
 from graphprune.plan import PrunePlan
 from graphprune.reshape.apply import Replacement
 from graphprune.reshape.cut import cut_tensor
@@ -61,9 +62,11 @@ def obstacle(
     if arguments is not None and arguments.load_best_model_at_end:
         return "load_best_model_at_end would load a checkpoint of other sizes into it"
     for name in dict.fromkeys(m.tensor for g in groups for m in g.members):
-        tensor = resolve_tensor(model, name)
-        if isinstance(tensor, nn.Parameter) and not tensor.is_floating_point():
-            return f"'{name}' is quantised"
+        codes, tensor = packed(model, name), resolve_tensor(model, name)
+        if codes is not None and codes.kind == "int8":  # a scale for each row, and none that columns share
+            continue
+        if codes is not None or (isinstance(tensor, nn.Parameter) and not tensor.is_floating_point()):
+            return f"'{name}' is quantised{f' to {codes.kind}' if codes else ''}, and could not be cut exactly"
     raw = _raw(optimizer)
     if raw is not None and not (type(raw).__name__ in ELEMENTWISE and type(raw).__module__.startswith("torch.optim")):
         return f"the optimizer {type(raw).__name__} is not known to treat every element of a parameter by itself"

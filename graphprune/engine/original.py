@@ -23,6 +23,7 @@ from graphprune.graph import DependencyGraph, Group
 from graphprune.names import bare
 from graphprune.plan import PrunePlan
 from graphprune.reshape import reshape
+from graphprune.reshape.further import cut_further
 from graphprune.reshape.history import history_of
 from graphprune.reshape.stacks import called_after
 from graphprune.schema import Lora, Quantization
@@ -105,6 +106,8 @@ class Original:
             groups: for which the adapters are, by the names from before the cut.
             lora: what the adapters are like.
         """
+        if history_of(wrapped).underway is not None:  # cut while it was trained; some groups may be masked still
+            cut_further(wrapped, self.graph, plan)
         learned, past = _learned(wrapped), history_of(wrapped).steps
         model = self._open(wrapped)
         if past == history_of(model).steps and not self._cut:
@@ -190,7 +193,8 @@ def full_precision(
     Trainer. ``merge_and_unload()`` of the result gives the bare model.
 
     Args:
-        wrapped: the quantised model in PEFT's wrapper, with one adapter. It is left as it is.
+        wrapped: the quantised model in PEFT's wrapper, with one adapter. It is left as it is, but for units that are
+            still masked in a model that was made smaller while it was trained: these go.
         plan: the units to remove, such as the callback's.
         graph: the dependency graph that the plan was made for, such as the callback's.
         original: the folder or Hub id of the full-precision weights; by default where ``wrapped`` was loaded from.
@@ -205,7 +209,10 @@ def full_precision(
     configs = list(getattr(wrapped, "peft_config", {}).values())
     if len(configs) != 1:
         raise SpecError(f"expected a model with one adapter, got a {type(wrapped).__name__} with {len(configs)}")
-    model, learned = find_original(base, original).load()[0], _learned(wrapped)
+    source = find_original(base, original)
+    if history_of(base).underway is not None:
+        cut_further(wrapped, graph, plan)
+    model, learned = source.load()[0], _learned(wrapped)
     cut = history_of(wrapped).steps != history_of(model).steps
     if cut:  # in flight, adapters and all
         reshape(model, plan, graph)

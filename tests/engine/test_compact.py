@@ -286,7 +286,10 @@ def test_a_model_that_is_not_all_there_or_in_codes_is_masked(llama, graph):
     assert obstacle(llama, graph.groups, torch.optim.AdamW(llama.parameters())) is None
     codes = llama.model.layers[1].mlp.up_proj
     codes.weight = torch.nn.Parameter(codes.weight.to(torch.int8), requires_grad=False)
-    assert obstacle(llama, graph.groups, None) == "'model.layers.1.mlp.up_proj.weight' is quantised"
+    assert (
+        obstacle(llama, graph.groups, None)
+        == "'model.layers.1.mlp.up_proj.weight' is quantised, and could not be cut exactly"
+    )
     llama.model.layers[0].to("meta")
     assert obstacle(llama, graph.groups, None) == "it lies on several devices (cpu, meta)"
 

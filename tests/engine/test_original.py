@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from graphprune.engine.adapters import attach
 from graphprune.engine.original import Original, Source, find_original, full_precision
+from graphprune.engine.run import prune
 from graphprune.errors import CheckpointError, SpecError
 from graphprune.plan import PrunePlan
 from graphprune.reshape import reshape
@@ -135,3 +136,35 @@ def test_a_base_that_was_cut_while_training_is_recognised(held, role, original, 
     first = results[0]
     for other in results[1:]:
         assert first.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in first.items())
+
+
+@pytest.mark.parametrize("merge", [True, False])
+def test_an_int8_base_that_is_cut_while_it_is_trained_ends_like_one_under_masks(merge, tmp_path):
+    tiny("llama", **WIDE["llama"]).save_pretrained(tmp_path / "original")
+    ids = torch.randint(0, 97, (24, 16), generator=torch.Generator().manual_seed(0))
+    ends = {}
+    for compact in ("always", "never"):
+        spec = {
+            "targets": [{"role": "attention.group", "count": 1}, {"role": "mlp.channel", "ratio": 0.5}],
+            "quantization": "int8",
+            "lora": {"dropout": 0.0},
+            "schedule": {"every": 1, "warmup": 0.0, "cooldown": 0.25},
+            "training": {
+                "steps": 6,
+                "logging_steps": 1,
+                "batch_size": 2,
+                "sequence_length": 16,
+                "learning_rate": 1e-2,
+                "compact": compact,
+            },
+            "export": {"merge_lora": merge},
+        }
+        ends[compact] = prune(tmp_path / "original", spec, train_data=ids, progress=False)
+    small, masked = ends["always"], ends["never"]
+    assert small.plan == masked.plan and len(small.events) > 2
+    assert not any("masks" in note for note in small.report.notes)
+    losses = [[row["loss"] for row in end.log if "loss" in row] for end in (small, masked)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    weights = dict(masked.model.named_parameters())
+    for name, weight in small.model.named_parameters():
+        torch.testing.assert_close(weight, weights[name], rtol=1e-3, atol=1e-4)

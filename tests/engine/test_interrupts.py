@@ -10,6 +10,14 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from graphprune.engine.interrupts import Interrupted, StopAtStep
 
 
+@pytest.fixture(autouse=True)
+def heard():
+    """Processes that a shell starts in the background ignore Ctrl-C, and so does what they start."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def step(tmp_path):
     """What a Trainer tells its callbacks."""

@@ -27,6 +27,8 @@ class PrunePlan(BaseModel):
         fingerprint: of the graph the plan was made for.
         notes: adjustments that were made to what was asked, in words.
         declared: groups of the graph that were declared by hand, so that it can be made again from the model.
+        targets: the groups that could lose units, whether they did or not; empty for a plan made by hand, where these
+            are the ones that do.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -37,6 +39,7 @@ class PrunePlan(BaseModel):
     removed: dict[str, tuple[int, ...]]
     notes: tuple[str, ...] = ()
     declared: tuple[DeclaredGroup, ...] = ()
+    targets: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _check(self) -> PrunePlan:
@@ -47,6 +50,9 @@ class PrunePlan(BaseModel):
                 raise ValueError(f"group '{name}': units must be sorted and distinct, got {units}")
             if units and not 0 <= units[0] <= units[-1] < self.sizes[name]:
                 raise ValueError(f"group '{name}' has units 0..{self.sizes[name] - 1}, got {units}")
+        unknown = [name for name in self.targets if name not in self.sizes]
+        if unknown:
+            raise ValueError(f"targets names the group '{unknown[0]}', which 'sizes' does not list")
         return self
 
     @classmethod
@@ -133,16 +139,28 @@ class PrunePlan(BaseModel):
         units = sum(len(u) for u in self.removed.values())
         return f"PrunePlan({units} units of {len(self.removed)} groups)"
 
-    def summary(self) -> dict[str, Any]:
-        """Removed and total units per role, as the group names tell it, for reports."""
-        out: dict[str, dict[str, int]] = {}
-        for name, units in self.removed.items():
-            role = re.sub(r"\.\d+$", "", name.rsplit("/", 1)[-1])  # a second group beside the first is numbered
-            row = out.setdefault(role, {"groups": 0, "removed": 0, "of": 0})
+    def summary(self) -> dict[str, dict[str, Any]]:
+        """What goes per role, as the group names tell it, for reports.
+
+        ``groups``, ``removed``, ``of`` and ``ratio`` are of the groups that :attr:`targets` names; ``all_groups``,
+        ``all_of`` and ``all_ratio`` are of all groups of the role in the model, layers left alone and frozen groups
+        included.
+        """
+        out: dict[str, dict[str, Any]] = {}
+        for name in dict.fromkeys([*self.targets, *self.removed]):
+            row = out.setdefault(_role(name), dict.fromkeys(("groups", "removed", "of"), 0))
             row["groups"] += 1
-            row["removed"] += len(units)
+            row["removed"] += len(self.removed.get(name, ()))
             row["of"] += self.sizes[name]
+        for role, row in out.items():
+            sizes = [size for name, size in self.sizes.items() if _role(name) == role]
+            row["ratio"] = row["removed"] / row["of"]
+            row |= {"all_groups": len(sizes), "all_of": sum(sizes), "all_ratio": row["removed"] / sum(sizes)}
         return out
+
+
+def _role(name: str) -> str:
+    return re.sub(r"\.\d+$", "", name.rsplit("/", 1)[-1])  # a second group beside the first is numbered
 
 
 def _must_stay(units: tuple[int, ...]) -> str:

@@ -72,7 +72,8 @@ def plan(
     made = PrunePlan.remove(graph, removed)
     lines = [note for item in resolved for note in item.notes]
     lines += [text if count == 1 else f"{text} (in {count} groups)" for text, count in notes.items()]
-    return made.model_copy(update={"notes": tuple(lines)})
+    targets = tuple(g.name for item in resolved for g in item.groups)
+    return made.model_copy(update={"notes": tuple(lines), "targets": targets})
 
 
 def _remove(

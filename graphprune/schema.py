@@ -149,7 +149,15 @@ class Training(Section):
     )
     max_grad_norm: float = Field(1.0, ge=0, description="Gradient norm to clip to; 0 does not clip.")
     calibration_batches: int = Field(
-        10, ge=1, description="Batches of micro_batch_size sequences for scoring in modes separate and none."
+        10,
+        ge=1,
+        description="Batches of micro_batch_size sequences for scoring in modes separate and none, in every round.",
+    )
+    rounds: int = Field(
+        1,
+        ge=1,
+        description="Modes separate and none: score and remove in so many rounds, an equal share in each; every round "
+        "scores what is left, on other batches.",
     )
     logging_steps: int = Field(10, ge=1, description="Optimizer steps between two log lines.")
     save_every: int = Field(
@@ -166,6 +174,11 @@ class Training(Section):
     def _check(self) -> Training:
         if self.batch_size % self.micro_batch:
             raise ValueError(f"micro_batch_size must divide batch_size {self.batch_size}, got {self.micro_batch_size}")
+        if self.rounds > 1 and self.mode == "joint":
+            raise ValueError(
+                f"rounds are for modes separate and none, got {self.rounds} in a joint run. How often that removes "
+                "units is schedule.every"
+            )
         return self
 
     @property

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from graphprune.errors import CriterionError, DataError, NonFiniteError
 from graphprune.graph import DependencyGraph, Group
 from graphprune.importance.base import Criterion, Observation, Signal
+from graphprune.masking import masked
 from graphprune.names import bare
 from graphprune.observe import Observer
 from graphprune.observe.factors import factor_parameters
+from graphprune.plan import PrunePlan
 from graphprune.schema import Lora, PruneSpec
 from graphprune.validate import resolve_targets
 
@@ -33,6 +35,7 @@ def score(
     batches: Iterable[Batch] = (),
     *,
     criterion: Criterion | None = None,
+    gone: PrunePlan | None = None,
 ) -> dict[str, Tensor]:
     """Scores every group that the spec's targets select, once, without training; the model stays exactly as it is.
 
@@ -53,12 +56,15 @@ def score(
         batches: mappings with ``input_ids`` of shape (batch, length), optionally ``attention_mask`` and ``labels``,
             which default to the input ids without padding. Read once, and kept until the end.
         criterion: instead of the spec's.
+        gone: units that are silenced meanwhile, as if an earlier plan had removed them; their own scores mean nothing.
+            Criteria of weights alone still see theirs.
 
     Returns:
         By group name float32 tensors of shape ``(group.size,)`` on the CPU, higher = keep.
 
     Raises:
         SpecError: if a target selects nothing.
+        PlanError: if ``gone`` belongs to another graph, or has a group that cannot be masked.
         DataError: if the criterion needs batches and there are none, or a batch has no ``input_ids``.
         CriterionError: if the criterion cannot score a group.
         NonFiniteError: if a loss, gradient or score is NaN or infinite; names the tensor or group and the batch.
@@ -75,8 +81,9 @@ def score(
     with _untouched(model), _adapters(model, graph, groups, spec, signals) as wrapped:
         backward = bool(signals & _NEEDS_BACKWARD)
         backwards = 1 if criterion.expectation != "gradient" else len(data)
+        silenced = nullcontext() if gone is None else masked(wrapped, gone, graph)
         observer = Observer.for_criterion(wrapped, graph, groups, criterion, backwards)
-        with torch.set_grad_enabled(backward), observer as seen:
+        with torch.set_grad_enabled(backward), silenced, observer as seen:
             run = _Run(wrapped, seen, criterion, groups, backward=backward)
             return run.mean_of_scores(data) if criterion.expectation != "gradient" else run.score_of_mean(data)
 

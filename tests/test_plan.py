@@ -40,7 +40,34 @@ def test_the_summary_adds_up_by_role():
     plan = PrunePlan(
         fingerprint="x", sizes={"a/mlp.channel": 4, "a/mlp.channel.1": 6}, removed={"a/mlp.channel.1": (1, 2)}
     )
-    assert plan.summary() == {"mlp.channel": {"groups": 1, "removed": 2, "of": 6}}
+    assert plan.summary() == {
+        "mlp.channel": {
+            "groups": 1,
+            "removed": 2,
+            "of": 6,
+            "ratio": 2 / 6,
+            "all_groups": 2,
+            "all_of": 10,
+            "all_ratio": 0.2,
+        }
+    }
+
+
+def test_the_summary_is_of_what_could_go_and_of_all_there_is():
+    """Two layers of four are targets; one of these loses nothing, where layers compete."""
+    sizes = {f"{i}/mlp.channel": 10 for i in range(4)} | {"0/heads": 4}
+    plan = PrunePlan(
+        fingerprint="x",
+        sizes=sizes,
+        removed={"1/mlp.channel": tuple(range(8))},
+        targets=("1/mlp.channel", "2/mlp.channel"),
+    )
+    row = plan.summary()["mlp.channel"]
+    assert (row["groups"], row["of"], row["ratio"]) == (2, 20, 0.4)
+    assert (row["all_groups"], row["all_of"], row["all_ratio"]) == (4, 40, 0.2)
+    assert list(plan.summary()) == ["mlp.channel"]
+    with pytest.raises(ValueError, match="targets names the group '9/x', which 'sizes' does not list"):
+        PrunePlan(fingerprint="x", sizes=sizes, removed={}, targets=("9/x",))
 
 
 def test_plans_survive_a_file(tmp_path):

@@ -375,3 +375,22 @@ def test_modules_are_never_replaced_even_when_scoring_fails(model, graph, batche
     with pytest.raises(NonFiniteError):
         score(model, graph, spec("lora"), [{**batches[0], "labels": torch.full_like(batches[0]["input_ids"], -100)}])
     assert state(model) == before
+
+
+@pytest.mark.parametrize("criterion", ["taylor", {"name": "taylor", "power": 2}, "gate", "wanda", "lora"], ids=str)
+def test_units_that_are_gone_are_silenced_while_others_are_scored(graph, batches, criterion):
+    """As on the model without them; the lora criterion on adapters that are cut with it."""
+    model = tiny("llama").double()
+    if criterion == "lora":
+        torch.manual_seed(0)
+        model = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["q_proj", "o_proj", "up_proj"]))
+        for name, factor in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(factor)
+    units = {g.name: [0, g.size - 1] for g in graph.select(role=["attention.group", "mlp.channel"])}
+    plan = gp.PrunePlan.remove(graph, units)
+    found = score(model, graph, spec(criterion), batches, gone=plan)
+    small = gp.reshape(copy.deepcopy(model), plan, graph)
+    left = score(small, gp.trace(gp.reshape(tiny("llama"), plan, graph)), spec(criterion), batches)
+    for name, scores in found.items():
+        torch.testing.assert_close(scores[list(plan.kept(name))], left[name], rtol=1e-5, atol=0)

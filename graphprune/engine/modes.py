@@ -12,13 +12,13 @@ from torch import nn
 from torch.utils.data import Dataset
 from transformers import TrainerCallback, set_seed
 
-from graphprune import ranking
 from graphprune.engine.adapters import attached, merge
 from graphprune.engine.callback import PruneCallback
 from graphprune.engine.completing import CompletingCallback
 from graphprune.engine.data import collate
 from graphprune.engine.original import Original
 from graphprune.engine.pruner import PruneEvent
+from graphprune.engine.rounds import batches_of_round, choose
 from graphprune.engine.run_folder import RunFolder
 from graphprune.engine.training import train
 from graphprune.errors import DataError
@@ -29,7 +29,6 @@ from graphprune.plan import PrunePlan
 from graphprune.reshape import reshape
 from graphprune.reshape.stacks import called_after
 from graphprune.schema import PruneSpec
-from graphprune.score import score
 from graphprune.validate import resolve_targets
 
 
@@ -93,10 +92,10 @@ def run_mode(job: Job) -> Outcome:
 
 
 def one_shot(job: Job) -> Outcome:
-    """Scores once and removes everything at once, without training."""
+    """Scores and removes, once or in rounds, without training."""
     with job.stage("score"):
-        scores = score(job.model, job.graph, job.spec, _batches(job))
-    return _cut(job, ranking.plan(job.graph, job.spec, scores), scores)
+        plan, scores = choose(job.model, job.graph, job.spec, lambda index: _batches(job, index))
+    return _cut(job, plan, scores)
 
 
 def separate(job: Job) -> Outcome:
@@ -193,14 +192,14 @@ def _merged(job: Job, wrapped: nn.Module) -> nn.Module:
         return merge(wrapped)
 
 
-def _batches(job: Job) -> list[dict[str, torch.Tensor]]:
-    """The first calibration batches of ``micro_batch_size`` sequences; fewer where the data is shorter."""
+def _batches(job: Job, index: int) -> list[dict[str, torch.Tensor]]:
+    """The calibration batches of ``micro_batch_size`` sequences of a round."""
     if job.data is None or not bool(job.spec.criterion.build().signals - {Signal.WEIGHT}):
         return []
     training, examples = job.spec.training, cast(Sequence[Any], job.data)
-    count = min(training.calibration_batches, len(examples) // training.micro_batch)
     size = training.micro_batch
-    return [collate([examples[i] for i in range(n * size, (n + 1) * size)]) for n in range(count)]
+    chosen = batches_of_round(training, len(examples) // size, index)
+    return [collate([examples[i] for i in range(n * size, (n + 1) * size)]) for n in chosen]
 
 
 def _data(job: Job) -> Dataset[Any]:

@@ -136,7 +136,7 @@ def _train(spec: PruneSpec, data: TrainData | Data | None, tokenizer: Any) -> Da
     if not isinstance(data, (Data, *_DATASETS)):
         check_enough(cast(Dataset[Any], data), size, setting)
         return cast(Dataset[Any], data)
-    wanted = spec.training.calibration_batches * spec.training.micro_batch
+    wanted = spec.training.rounds * spec.training.calibration_batches * spec.training.micro_batch
     if spec.training.mode != "none":
         wanted = max(wanted, spec.training.steps * spec.training.batch_size)
     blocks = load_blocks(

@@ -135,7 +135,7 @@ class Pruner:
 
     def _make(self, step: int, fraction: float, loss: float | None) -> PrunePlan:
         self.plan = ranking.plan(self.graph, self.spec, self.average.values, fraction=fraction, base=self.plan)
-        removed = {role: row["removed"] for role, row in self.plan.summary().items()}
+        removed = {role: row["removed"] for role, row in self.plan.summary().items() if row["removed"]}
         self.events.append(PruneEvent(step, fraction, removed, loss))
         return self.plan
 

@@ -26,7 +26,7 @@ class Report(BaseModel):
         evaluation: which text, and in segments of how many tokens.
         stages: time and peak memory.
         spec: the whole spec, defaults included.
-        plan: removed and total units per role (:meth:`graphprune.PrunePlan.summary`).
+        plan: removed and total units per role, in the targets and in the model (:meth:`graphprune.PrunePlan.summary`).
         versions: of Python, graphprune and what it builds on.
         seed: that the run was started with.
         data_fingerprint: a hash of the training text.
@@ -68,7 +68,7 @@ class Report(BaseModel):
             f"```python\n{self.load}\n```" if self.load else "",
             _table(("", "before", "after", "kept"), self._size_rows()),
             self._quality(),
-            _section("What was removed", _table(("role", "groups", "units removed", "of"), self._plan_rows())),
+            _section("What was removed", _table(_PLAN_HEAD, self._plan_rows())),
             _section("Stages", _table(("stage", "time", "peak memory", "peak on device"), self._stage_rows())),
             _section("Notes", "\n".join(f"- {note}" for note in self._all_notes())),
             _section("Reproduce", _table(("", ""), self._origin_rows())),
@@ -119,10 +119,14 @@ class Report(BaseModel):
         return f"{table}\n\n{self.evaluation}" if self.evaluation else table
 
     def _plan_rows(self) -> list[Sequence[str]]:
-        return [
-            (role, str(row["groups"]), f"{row['removed']} ({row['removed'] / row['of']:.0%})", str(row["of"]))
+        """Per role, of what was to be pruned and of all there is; last, what this is of all parameters."""
+        rows = [
+            (role, f"{row['groups']}", _part(row["removed"], row["of"]), f"{row['of']}", *_in_model(row))
             for role, row in self.plan.items()
         ]
+        before, gone = self.before.parameters, self.before.parameters - self.after.parameters
+        total = ("parameters", "", "", "", f"{_count(before)}", f"{gone / before:.1%}" if before else "–")
+        return [*rows, total] if rows else []
 
     def _stage_rows(self) -> list[Sequence[str]]:
         return [
@@ -142,6 +146,18 @@ class Report(BaseModel):
         hashes = [("training text", self.data_fingerprint), ("dependency graph", self.graph_fingerprint)]
         rows = [("seed", self.seed), *hashes, ("tier", self.tier)]
         return [(name, str(value)) for name, value in rows if value not in (None, "")] + [*self.versions.items()]
+
+
+_PLAN_HEAD = ("role", "groups", "units removed", "of", "in the model", "removed")
+
+
+def _part(removed: int, total: int) -> str:
+    return f"{removed} ({removed / total:.0%})"
+
+
+def _in_model(row: dict[str, Any]) -> tuple[str, str]:
+    """Reports written by older versions do not say."""
+    return (f"{row['all_of']}", f"{row['all_ratio']:.1%}") if "all_of" in row else ("–", "–")
 
 
 def _section(title: str, body: str) -> str:

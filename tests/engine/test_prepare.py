@@ -47,6 +47,8 @@ def test_no_more_is_read_than_the_run_needs():
     assert len(prepare(make_spec(steps=2, calibration_batches=1), train_data=rows(1000)).train) <= 2 * 4 + 64
     one_shot = prepare(make_spec("none", calibration_batches=3), train_data=rows(1000))
     assert len(one_shot.train) + len(one_shot.evaluation) == 3 * 4 + 64
+    rounds = prepare(make_spec("none", calibration_batches=3, rounds=5), train_data=rows(1000))
+    assert len(rounds.train) + len(rounds.evaluation) == 5 * 3 * 4 + 64
 
 
 def test_other_text_to_judge_by_leaves_all_for_training(tmp_path):

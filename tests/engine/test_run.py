@@ -141,7 +141,15 @@ def test_the_report_tells_the_whole_run(checkpoint, tokens, tmp_path, graph):
         "verify",
     ]
     assert report.spec["criterion"]["average"] == 0.5
-    assert report.plan["mlp.channel"] == {"groups": 3, "removed": 18, "of": 72}
+    assert report.plan["mlp.channel"] == {
+        "groups": 3,
+        "removed": 18,
+        "of": 72,
+        "ratio": 0.25,
+        "all_groups": 3,
+        "all_of": 72,
+        "all_ratio": 0.25,
+    }
     assert (report.seed, report.tier, len(report.data_fingerprint)) == (3, "hf", 64)
     assert report.graph_fingerprint == graph.fingerprint
     assert (

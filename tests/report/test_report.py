@@ -25,7 +25,18 @@ REPORT = Report(
     perplexity_tuned=15.0,
     evaluation="WikiText-2, segments of 128 tokens",
     stages=(Stage(name="score", seconds=93.4, peak_rss_bytes=3 << 30),),
-    plan={"mlp.channel": {"groups": 2, "removed": 30, "of": 120}},
+    plan={
+        "mlp.channel": {
+            "groups": 2,
+            "removed": 30,
+            "of": 120,
+            "ratio": 0.25,
+            "all_groups": 4,
+            "all_of": 240,
+            "all_ratio": 0.125,
+        },
+        "moe.expert": {"groups": 1, "removed": 1, "of": 4},
+    },
     versions={"torch": "2.9"},
     seed=7,
     tier="hf",
@@ -51,7 +62,9 @@ def test_markdown_reads_well():
     assert not any("KV cache" in line for line in lines), "a number that is missing on one side is left out"
     assert "| perplexity | before | tuned |" in lines
     assert "|            |  12.35 | 15.00 |" in lines
-    assert "| mlp.channel |      2 |      30 (25%) | 120 |" in lines
+    assert "| mlp.channel |      2 |      30 (25%) | 120 |          240 |   12.5% |" in lines
+    assert "| moe.expert  |      1 |       1 (25%) |   4 |            – |       – |" in lines, "of an older version"
+    assert "| parameters  |        |               |     |       6.74 G |   50.0% |" in lines
     assert "| score | 1 min 33 s |     3.0 GiB |              – |" in lines
     assert "- rounded | up" in lines
     assert "- the cache was not measured: x" in lines

@@ -14,9 +14,11 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from graphprune.errors import SpecError
+from graphprune.errors import CriterionError, SpecError
 from graphprune.graph import DependencyGraph, Group
+from graphprune.importance import Criterion, Signal
 from graphprune.names import bare, plain, resolve_module, resolve_tensor
+from graphprune.reshape.adapters import adapter_layers
 from graphprune.schema import Lora
 from graphprune.trace import trace
 
@@ -118,6 +120,23 @@ def attached(model: nn.Module, graph: DependencyGraph, groups: Iterable[Group], 
         for name, parameter in base.named_parameters():
             parameter.requires_grad_(name in trainable)
         raise
+
+
+def check_adapters(model: nn.Module, groups: Iterable[Group], criterion: Criterion) -> None:
+    """Refuses adapters with which a training could only fail later, at its first score or at its end.
+
+    Raises:
+        ReshapeError: an adapter on something that ``groups`` cut is no plain LoRA (DoRA, for example).
+        CriterionError: the criterion reads adapters, and there is none on anything that ``groups`` cut.
+    """
+    tensors = dict.fromkeys(m.tensor for g in groups for m in g.members)
+    found = [layer for tensor in tensors for layer in adapter_layers(model, tensor)]
+    if not found and Signal.LORA in criterion.signals:
+        raise CriterionError(
+            f"criterion '{criterion.name}' reads adapters, and this {type(model).__name__} has none on any of the "
+            f"{len(tensors)} tensors that the targets cut, such as {next(iter(tensors))}. Adapt some of these modules "
+            "(target_modules of peft.LoraConfig, or graphprune.engine.adapters.attach), or choose another criterion."
+        )
 
 
 def trace_without_adapters(model: nn.Module) -> DependencyGraph:

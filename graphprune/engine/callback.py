@@ -15,7 +15,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from graphprune.declare import declare
-from graphprune.engine.adapters import trace_without_adapters
+from graphprune.engine.adapters import check_adapters, trace_without_adapters
 from graphprune.engine.compact import Compactor, begun, obstacle, resume, stays_masked
 from graphprune.engine.finite import check_gradients, nonfinite_gradients
 from graphprune.engine.identity import Identity
@@ -66,6 +66,8 @@ class PruneCallback(TrainerCallback):
 
     Raises:
         SpecError: at the beginning of training, if the spec does not fit the model.
+        ReshapeError: then, if something to be pruned carries an adapter that is no plain LoRA, such as DoRA.
+        CriterionError: then, if the criterion reads adapters and none is where it prunes.
         CheckpointError: at the beginning of a training that is resumed from a checkpoint that is not whole, or does
             not belong to this spec and model; when a checkpoint cannot be written.
         NonFiniteError: during training, for scores or gradients that are NaN or infinite.
@@ -154,6 +156,7 @@ class PruneCallback(TrainerCallback):
         else:
             self.pruner.plan = self._present.gone
         groups = self._present.groups(self.pruner.groups)
+        check_adapters(model, groups, self.pruner.criterion)
         self._compactor = self._compacting(args, model, groups, kwargs.get("optimizer"))
         self._watch(model)
 

@@ -5,6 +5,7 @@ import itertools
 import shutil
 from contextlib import nullcontext
 
+import peft
 import pytest
 import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
@@ -13,7 +14,7 @@ from graphprune.engine.adapters import attach, merge
 from graphprune.engine.callback import PruneCallback
 from graphprune.engine.data import load_blocks
 from graphprune.engine.marks import checkpoints, fault, last_checkpoint
-from graphprune.errors import CheckpointError, CriterionError, GraphPruneError, NonFiniteError, SpecError
+from graphprune.errors import CheckpointError, CriterionError, GraphPruneError, NonFiniteError, ReshapeError, SpecError
 from graphprune.importance import Taylor
 from graphprune.masking import masked
 from graphprune.plan import PrunePlan
@@ -415,3 +416,18 @@ def test_masks_are_on_before_the_first_forward_of_a_resumed_training(masked_run,
     layer.register_forward_pre_hook(lambda module, args: seen.append(int((args[0] == 0).all(dim=0).all(dim=0).sum())))
     resumed.train(resume_from_checkpoint=tmp_path / "masked" / "checkpoint-3")
     assert seen[0] == 12
+
+
+@pytest.mark.parametrize("criterion", ["lora", "magnitude"])
+def test_adapters_that_are_no_plain_lora_are_refused_before_the_first_step(criterion, llama, graph, tokens, tmp_path):
+    model = peft.get_peft_model(llama, peft.LoraConfig(r=2, use_dora=True, target_modules=["down_proj"]))
+    with pytest.raises(ReshapeError, match=r"down_proj\.weight' carries an adapter of type .*Dora.*Merge the adapter"):
+        make_trainer(model, tokens, tmp_path, PruneCallback(make_spec(criterion), graph)).train()
+
+
+def test_adapters_on_nothing_that_is_pruned_are_refused_before_the_first_step(llama, graph, tokens, tmp_path):
+    model = peft.get_peft_model(llama, peft.LoraConfig(r=2, target_modules=["lm_head"]))
+    with pytest.raises(
+        CriterionError, match=r"'lora' reads adapters, and this PeftModel has none on any of the 18 ten"
+    ):
+        make_trainer(model, tokens, tmp_path, PruneCallback(make_spec(), graph)).train()

@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import Self
 
+from graphprune.compiled import forget, is_compiled
 from graphprune.errors import PlanError
 from graphprune.graph import Axis, DependencyGraph, Group, MaskSite
 from graphprune.names import resolve_module
@@ -98,12 +99,14 @@ class MaskSet:
         self._masks[name] = mask
         if self._attached:
             self._place(name)
+            self._forget()
 
     def attach(self) -> Self:
         """Puts the masks on. A group that keeps all its units costs nothing."""
         self._attached = True
         for name in self._groups:
             self._place(name)
+        self._forget()
         return self
 
     def detach(self) -> None:
@@ -111,6 +114,7 @@ class MaskSet:
         self._attached = False
         for name in list(self._hooks):
             self._lift(name)
+        self._forget()
 
     def __enter__(self) -> Self:
         return self.attach()
@@ -132,6 +136,10 @@ class MaskSet:
     def _lift(self, name: str) -> None:
         for handle in self._hooks.pop(name, []):
             handle.remove()
+
+    def _forget(self) -> None:
+        if is_compiled(self._model):
+            forget()
 
 
 def _unmaskable(graph: DependencyGraph, name: str) -> str | None:

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from graphprune.compiled import forget, launched_compiled
 from graphprune.declare import declare
 from graphprune.engine.adapters import check_adapters, trace_without_adapters
 from graphprune.engine.compact import Compactor, begun, obstacle, resume, stays_masked
@@ -58,6 +59,8 @@ class PruneCallback(TrainerCallback):
     weights, and masks are on before the first forward pass. Keep at least two checkpoints (``save_total_limit``): the
     Trainer removes old ones before the new one is whole.
 
+    A Trainer with ``torch_compile`` compiles anew after every prune event: compiled code would not see new masks.
+
     Args:
         spec: a spec, its file, recipe or dictionary.
         graph: the dependency graph of the bare model; traced at the beginning of training where it is None.
@@ -91,6 +94,7 @@ class PruneCallback(TrainerCallback):
         self._watching = ExitStack()
         self._identity: Identity | None = None
         self._backwards = 1
+        self._compiled = False
 
     @property
     def plan(self) -> PrunePlan:
@@ -143,6 +147,7 @@ class PruneCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.close()
+        self._compiled = args.torch_compile or launched_compiled()
         model: nn.Module = kwargs["model"]
         self.graph = self._graph_of(model)
         self.pruner = Pruner(self.graph, self.spec, state.max_steps)
@@ -234,6 +239,10 @@ class PruneCallback(TrainerCallback):
             return underway.step.graph
         return declare(self.graph or trace_without_adapters(model), self.spec, model)
 
+    def _hooks_changed(self) -> None:
+        if self._compiled:
+            forget()
+
     def _compacting(
         self, args: TrainingArguments, model: nn.Module, groups: tuple[Group, ...], optimizer: Any
     ) -> Compactor | None:
@@ -275,6 +284,7 @@ class PruneCallback(TrainerCallback):
         self._watching.close()
         if self._masks is not None:
             self._masks.detach()
+        self._hooks_changed()
 
     def _watch(self, model: nn.Module) -> None:
         """Puts the masks of what is not cut out on, and observers while scores are needed."""
@@ -290,6 +300,7 @@ class PruneCallback(TrainerCallback):
         if not pruner.done:  # else training need not pay for scores
             observer = Observer.for_criterion(model, present.graph, groups, pruner.criterion, self._backwards)
             self._observer = self._watching.enter_context(observer)
+        self._hooks_changed()
 
 
 def _checkpoint_of(args: TrainingArguments, step: int) -> Path:

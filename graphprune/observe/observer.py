@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from graphprune.compiled import forget, is_compiled
 from graphprune.errors import CriterionError
 from graphprune.graph import DependencyGraph, Group
 from graphprune.importance.base import Criterion, LoraFactors, MemberCriterion, Observation, Signal
@@ -109,6 +110,9 @@ class Observer(Observation):
     def __enter__(self) -> Self:
         keep_trainable(self._model)  # a forward pass without gradients could make its weights unreadable
         with ExitStack() as stack:
+            if is_compiled(self._model):
+                forget()
+                stack.callback(forget)  # when all hooks are off again
             handle = bare(self._model).register_forward_pre_hook(self._count)
             stack.callback(handle.remove)
             for recorder in self._recorders():

@@ -431,3 +431,61 @@ def test_adapters_on_nothing_that_is_pruned_are_refused_before_the_first_step(ll
         CriterionError, match=r"'lora' reads adapters, and this PeftModel has none on any of the 18 ten"
     ):
         make_trainer(model, tokens, tmp_path, PruneCallback(make_spec(), graph)).train()
+
+
+@pytest.mark.parametrize(
+    ("criterion", "backend", "checkpointing"),
+    [
+        ("lora", "eager", False),
+        pytest.param("taylor", "eager", False, marks=pytest.mark.slow),
+        pytest.param("gate", "eager", False, marks=pytest.mark.slow),
+        pytest.param("wanda", "aot_eager", False, marks=pytest.mark.slow),
+        pytest.param("lora", "aot_eager", True, marks=pytest.mark.slow),
+    ],
+)
+def test_a_compiled_training_makes_the_same_plan(criterion, backend, checkpointing, llama, graph, tokens, tmp_path):
+    """Masks come on after the code was compiled, and act; observers see."""
+    more = {"gradient_checkpointing_kwargs": {"use_reentrant": False}} if checkpointing else {}
+    compiled = {"torch_compile": True, "torch_compile_backend": backend}
+    ends = []
+    for options in ({}, compiled):
+        torch.manual_seed(1)
+        callback = PruneCallback(make_spec(criterion, every=3), graph)
+        model = adapt(copy.deepcopy(llama), graph)
+        trainer = make_trainer(
+            model, tokens, tmp_path, callback, steps=5, gradient_checkpointing=checkpointing, **more, **options
+        )
+        trainer.train()
+        ends.append((callback, [row["loss"] for row in trainer.state.log_history if "loss" in row]))
+    (plain, losses), (other, losses_too) = ends
+    assert other.plan == plain.plan and len(plain.events) == 2
+    torch.testing.assert_close(other.scores, plain.scores)
+    assert losses_too == pytest.approx(losses, rel=1e-5)
+
+
+@pytest.mark.parametrize("criterion", ["lora", "taylor", "gate", "wanda"])
+def test_recomputed_activations_give_the_same_plan(criterion, llama, graph, tokens, tmp_path):
+    ends = []
+    for checkpointing in (False, True):
+        torch.manual_seed(1)
+        callback = PruneCallback(make_spec(criterion), graph)
+        options = {"gradient_checkpointing": checkpointing, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
+        make_trainer(adapt(copy.deepcopy(llama), graph), tokens, tmp_path, callback, **options).train()
+        ends.append(callback)
+    assert ends[0].plan == ends[1].plan
+    torch.testing.assert_close(ends[0].scores, ends[1].scores, rtol=1e-4, atol=0.0)
+
+
+@pytest.mark.parametrize("criterion", ["lora", "taylor", "gate", "wanda"])
+def test_mixed_precision_in_bfloat16_scores_alike(criterion, llama, graph, tokens, tmp_path):
+    ends = []
+    for bf16 in (False, True):
+        torch.manual_seed(1)
+        callback = PruneCallback(make_spec(criterion), graph)
+        make_trainer(adapt(copy.deepcopy(llama), graph), tokens, tmp_path, callback, steps=1, bf16=bf16).train()
+        ends.append(callback)
+    for name, scores in ends[0].scores.items():
+        rounded = ends[1].scores[name]
+        assert rounded.dtype == torch.float32
+        assert (rounded - scores).norm() < 0.15 * scores.norm()
+        assert len(ends[1].plan.removed[name]) == len(ends[0].plan.removed[name])

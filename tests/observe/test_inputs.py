@@ -76,3 +76,15 @@ def test_transposed_layers_half_precision_and_keywords(keyword):
 def test_a_layer_that_no_token_reached_has_zero_norm(layer, size):
     recorder = InputRecorder(torch.nn.Sequential(layer), ["0.weight"])
     assert torch.equal(recorder.norm("0.weight"), torch.zeros(size))
+
+
+def test_recomputed_activations_count_once():
+    block = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Linear(5, 3))
+    model = torch.nn.Sequential(block)
+    recorder = InputRecorder(model, ["0.0.weight", "0.1.weight"])
+    recorder.open()
+    x = torch.randn(4, 3)
+    torch.utils.checkpoint.checkpoint(block, x, use_reentrant=False).sum().backward()
+    torch.testing.assert_close(recorder.norm("0.0.weight"), x.norm(dim=0))
+    torch.testing.assert_close(recorder.norm("0.1.weight"), block[0](x).detach().norm(dim=0))
+    recorder.close()

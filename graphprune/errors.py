@@ -68,6 +68,17 @@ class DivergedError(NonFiniteError):
     """A training has diverged; what was in order before is kept where the run keeps checkpoints."""
 
 
+class DistributedError(GraphPruneError):
+    """The processes of a run differ where they must be alike, or divide a model in a way that cannot be followed."""
+
+
+class OtherProcessError(DistributedError):
+    """Another process of the same run has failed, and says what it met; this one cannot go on without it."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(f"stopped, because another process of this run has failed: {message}")
+
+
 class MissingExtraError(GraphPruneError):
     """An optional dependency is not installed; names the extra that brings it."""
 

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers.pytorch_utils import Conv1D
 
 from graphprune.errors import CriterionError, SpecError
@@ -142,11 +143,12 @@ def check_adapters(model: nn.Module, groups: Iterable[Group], criterion: Criteri
 def trace_without_adapters(model: nn.Module) -> DependencyGraph:
     """The dependency graph of the bare model below any wrapper.
 
-    Adapters would be traced as parts of the network, so a model that has some is traced as a twin, built from its
-    config without weights. A model that was pruned before and whose config does not tell needs its graph given.
+    Adapters would be traced as parts of the network, and of a model that is divided among processes each has a part: such
+    a model is traced as a twin, built from its config without weights. A model that was pruned before and whose config does not tell needs its graph given.
     """
     base = bare(model)
-    if any(plain(module) is not module for module in base.modules()):
+    divided = any(isinstance(parameter, DTensor) for parameter in base.parameters())
+    if divided or any(plain(module) is not module for module in base.modules()):
         with torch.device("meta"):
             base = type(base)(cast(Any, base).config)
     return trace(base)

@@ -14,16 +14,25 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from graphprune import processes
 from graphprune.compiled import forget, launched_compiled
 from graphprune.declare import declare
 from graphprune.engine.adapters import check_adapters, trace_without_adapters
 from graphprune.engine.compact import Compactor, begun, obstacle, resume, stays_masked
 from graphprune.engine.finite import check_gradients, nonfinite_gradients
 from graphprune.engine.identity import Identity
+from graphprune.engine.parallel import check_parallel
 from graphprune.engine.present import Present
 from graphprune.engine.pruner import PruneEvent, Pruner
 from graphprune.engine.state import EngineState
-from graphprune.errors import CheckpointError, GraphError, GraphPruneError, ReshapeError, SpecError
+from graphprune.errors import (
+    CheckpointError,
+    DistributedError,
+    GraphError,
+    GraphPruneError,
+    ReshapeError,
+    SpecError,
+)
 from graphprune.graph import DependencyGraph, Group
 from graphprune.masking import MaskSet
 from graphprune.observe import Observer
@@ -61,6 +70,10 @@ class PruneCallback(TrainerCallback):
 
     A Trainer with ``torch_compile`` compiles anew after every prune event: compiled code would not see new masks.
 
+    In a training of several processes (DDP, FSDP2), units are judged by the batches of all of them: scores and plans
+    are those of one process with the same batches. ``taylor`` with ``mean_of: gradient`` keeps the weight gradients
+    of a step there, because their mean over processes is needed; ``mean_of: batch`` does not.
+
     Args:
         spec: a spec, its file, recipe or dictionary.
         graph: the dependency graph of the bare model; traced at the beginning of training where it is None.
@@ -73,6 +86,8 @@ class PruneCallback(TrainerCallback):
         CriterionError: then, if the criterion reads adapters and none is where it prunes.
         CheckpointError: at the beginning of a training that is resumed from a checkpoint that is not whole, or does
             not belong to this spec and model; when a checkpoint cannot be written.
+        DistributedError: at the beginning, where several devices are used in a way that pruning cannot follow
+            (DataParallel, DeepSpeed, FSDP 1, tensor parallelism); during training, if processes disagree on what goes.
         NonFiniteError: during training, for scores or gradients that are NaN or infinite.
     """
 
@@ -149,12 +164,18 @@ class PruneCallback(TrainerCallback):
         self.close()
         self._compiled = args.torch_compile or launched_compiled()
         model: nn.Module = kwargs["model"]
+        check_parallel(args, model, self.spec.criterion.build())
         self.graph = self._graph_of(model)
         self.pruner = Pruner(self.graph, self.spec, state.max_steps)
         # Of a model that was cut to a checkpoint, what it was before.
         identity = self._identity or Identity.of_training(self.spec, 0, self.graph, model)
         self._identity = identity.model_copy(update={"steps": state.max_steps})
-        self._backwards = args.gradient_accumulation_steps
+        if not processes.same(self._identity.model_dump_json()):
+            raise DistributedError(
+                f"the {processes.count()} processes of this training differ in the spec, the model, its frozen weights "
+                "or the versions of libraries; expected the same in each. Load the same checkpoint everywhere."
+            )
+        self._backwards = args.gradient_accumulation_steps * processes.count()
         self._present = Present(self.graph, begun(model, self.graph))
         if state.global_step:
             self._resume(args, state.global_step, model)
@@ -173,15 +194,16 @@ class PruneCallback(TrainerCallback):
         assert present is not None
         scale = _unscale(kwargs["optimizer"])
         seen = None if pruner.done else self._observer
-        if scale is not None and (nonfinite_gradients(model) or (seen is not None and seen.nonfinite())):
+        if seen is not None:
+            seen.share()
+        if scale is not None and self._overflown(model, seen):
             log.info("step %d: overflow in half precision, so this step is skipped and not scored", step)
             if seen is not None:
                 seen.reset()
             return
         check_gradients(model, present.groups(pruner.groups), step)
-        if pruner.done:
+        if seen is None:
             return
-        assert seen is not None
         seen.loss_scale = scale or 1.0
         pruner.score(step, seen, present)
         seen.reset()
@@ -191,8 +213,7 @@ class PruneCallback(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         assert self._identity is not None
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.barrier()  # every process writes files of its own
+        processes.wait()  # every process writes files of its own
         folder = _checkpoint_of(args, state.global_step)
         if args.should_save and folder.is_dir():  # a search for hyperparameters writes elsewhere
             cut = self.compacted if self.compacted.removed else None
@@ -229,8 +250,15 @@ class PruneCallback(TrainerCallback):
             )
         saved.check(self._identity, model, folder)
         saved.restore(self._running)
+        self._running.check_agreed()
         gone = sum(len(units) for units in saved.plan.removed.values())
         log.info("continued after step %d, with %d units removed", step, gone)
+
+    @staticmethod
+    def _overflown(model: nn.Module, observer: Observer | None) -> bool:
+        # Both are asked, whatever the first says: what is divided among processes is gathered on the way.
+        seen = None if observer is None else observer.nonfinite()
+        return processes.any_of(bool(nonfinite_gradients(model)) or seen is not None)
 
     def _graph_of(self, model: nn.Module) -> DependencyGraph:
         """The graph that the run speaks of: of the model before an unfinished pruning, if there is one."""

@@ -6,7 +6,9 @@ from collections.abc import Iterable
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
+from graphprune import processes
 from graphprune.errors import NonFiniteError
 from graphprune.graph import Group
 
@@ -17,11 +19,13 @@ def check_gradients(model: nn.Module, groups: Iterable[Group], step: int) -> Non
     """Raises :class:`NonFiniteError` with the first NaN or infinite gradient, its group, and the step.
 
     Clipping by a norm that is NaN makes every gradient NaN, so after it the first one need not be the culprit; the
-    message says how many there are.
+    message says how many there are. All processes of a training raise, or none.
     """
     names = nonfinite_gradients(model)
-    if not names:
+    if not processes.any_of(bool(names)):
         return
+    if not names:
+        raise NonFiniteError(f"a gradient in another process is NaN or infinite at step {step}. {_NEXT}")
     name, others = names[0], len(names) - 1
     near = (g.name for g in groups for m in g.members if f".{m.tensor.rpartition('.')[0]}." in f".{name}")
     group = next(near, None)
@@ -31,11 +35,18 @@ def check_gradients(model: nn.Module, groups: Iterable[Group], step: int) -> Non
 
 
 def nonfinite_gradients(model: nn.Module) -> list[str]:
-    """The names of the parameters whose gradients are not finite, in the model's order."""
-    gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    """The names of the parameters whose gradients are not finite, in the model's order.
+
+    Of a parameter that is divided among processes, the own part counts.
+    """
+    gradients = {n: _own(p.grad) for n, p in model.named_parameters() if p.grad is not None}
     if _sums_finite(gradients.values()):
         return []
     return [n for n, g in gradients.items() if not bool(torch.isfinite(g).all())]
+
+
+def _own(gradient: torch.Tensor) -> torch.Tensor:
+    return gradient.to_local() if isinstance(gradient, DTensor) else gradient
 
 
 def _sums_finite(tensors: Iterable[torch.Tensor]) -> bool:

@@ -6,13 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from graphprune import ranking
+from graphprune import processes, ranking
 from graphprune.engine.average import SlidingAverage
 from graphprune.engine.present import Present
 from graphprune.engine.schedule import Schedule
-from graphprune.errors import GraphPruneError
+from graphprune.errors import DistributedError, GraphPruneError
 from graphprune.graph import DependencyGraph, Group
 from graphprune.importance import Criterion, Observation
 from graphprune.plan import PrunePlan
@@ -70,16 +68,17 @@ class Pruner:
     def score(self, step: int, seen: Observation, present: Present | None = None) -> None:
         """Takes in what the batches of optimizer step ``step`` show, of a model that ``present`` tells the size of.
 
-        Processes that train on different batches agree on the mean of their scores, and so on every plan.
+        Of several processes, each is given what the batches of all show (:meth:`graphprune.observe.Observer.share`), so
+        their scores differ by rounding at most, on unlike devices. They agree on the mean.
 
         Raises:
             CriterionError: the criterion cannot score a group.
-        NonFiniteError: a score is NaN or infinite; names the group and the step.
+            NonFiniteError: a score is NaN or infinite; names the group and the step.
         """
         present = Present.of(self.graph) if present is None else present
         found = score_groups(self.criterion, present.groups(self.groups), seen, f"at step {step}")
         scores = present.spread(found, self.groups)
-        self.average.update(_mean_over_processes(scores))
+        self.average.update(dict(zip(scores, processes.mean(list(scores.values())), strict=True)))
 
     def advance(self, step: int, loss: float | None = None) -> PrunePlan | None:
         """The new plan if units go at ``step``, else None.
@@ -91,6 +90,20 @@ class Pruner:
             return None
         self._due = {event for event in self._due if event > step}
         return self._make(step, self.schedule.fraction(step), loss)
+
+    def check_agreed(self) -> None:
+        """Makes sure that every process removes the same units, by a checksum of the plan.
+
+        Raises:
+            DistributedError: if they do not.
+        """
+        if not processes.same(self.plan.model_dump_json()):
+            step = self.events[-1].step if self.events else 0
+            raise DistributedError(
+                f"the {processes.count()} processes of this training disagree on what to remove at step {step}: "
+                "expected the same plan in each. Make sure that all have the same weights, spec and versions of "
+                "libraries, and that a criterion of your own gives every process the same scores."
+            )
 
     def finish(self, step: int) -> PrunePlan:
         """The plan at the target, also for a run that was stopped before its schedule's last event.
@@ -137,15 +150,5 @@ class Pruner:
         self.plan = ranking.plan(self.graph, self.spec, self.average.values, fraction=fraction, base=self.plan)
         removed = {role: row["removed"] for role, row in self.plan.summary().items() if row["removed"]}
         self.events.append(PruneEvent(step, fraction, removed, loss))
+        self.check_agreed()
         return self.plan
-
-
-def _mean_over_processes(scores: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return scores
-    gloo = torch.distributed.get_backend() == "gloo"
-    flat = torch.cat(list(scores.values())).to("cpu" if gloo else torch.accelerator.current_accelerator())
-    torch.distributed.all_reduce(flat)
-    flat = flat.cpu() / torch.distributed.get_world_size()
-    parts = torch.split(flat, [s.numel() for s in scores.values()])
-    return dict(zip(scores, parts, strict=True))

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from graphprune.errors import CriterionError
 from graphprune.importance.base import LoraFactors
@@ -22,7 +23,7 @@ def base_weight(model: nn.Module, tensor: str) -> Tensor:
         CriterionError: if an adapter is merged into it, or if it is stored in another packed format.
     """
     value = _base(model, tensor)
-    return value.whole() if isinstance(value, Packed) else value
+    return value.whole() if isinstance(value, Packed) else gathered(value)
 
 
 def base_shape(model: nn.Module, tensor: str) -> torch.Size:
@@ -33,16 +34,28 @@ def base_shape(model: nn.Module, tensor: str) -> torch.Size:
 class BaseRows:
     """Rows of :func:`base_weight` seen as a matrix ``(-1, last dimension)``; only these are dequantised.
 
-    Finding a tensor by its name takes as long as computing on a tile of it, so the tensor is looked up once.
+    Finding a tensor by its name takes as long as computing on a tile of it, so the tensor is looked up once. So it is
+    gathered once where every process holds a part of it.
     """
 
     def __init__(self, model: nn.Module, tensor: str) -> None:
         self.tensor = tensor
-        self._base = _base(model, tensor)
+        base = _base(model, tensor)
+        self._base = base if isinstance(base, Packed) else gathered(base)
 
     def __call__(self, start: int, stop: int) -> Tensor:
         base = self._base
         return base.rows(start, stop) if isinstance(base, Packed) else base.reshape(-1, base.shape[-1])[start:stop]
+
+
+def is_divided(model: nn.Module, tensor: str) -> bool:
+    """Whether every process holds a part of the tensor (FSDP2), so that reading it is a communication."""
+    return isinstance(resolve_tensor(model, tensor), DTensor)
+
+
+def gathered(value: Tensor) -> Tensor:
+    """All of a tensor that is divided among processes, each of which has to call this; any other as it is."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def _base(model: nn.Module, tensor: str) -> Tensor | Packed:
@@ -87,8 +100,8 @@ def lora_factors(model: nn.Module, tensor: str) -> LoraFactors | None:
     a, b = _matrices(layer, name)
     stack = getattr(layer, "num_experts", 1)
     return LoraFactors(
-        a=_split_a(a.detach(), stack),
-        b=_split_b(b.detach(), stack),
+        a=_split_a(gathered(a.detach()), stack),
+        b=_split_b(gathered(b.detach()), stack),
         grad_a=_split_a(_gradient(a), stack),
         grad_b=_split_b(_gradient(b), stack),
         scaling=float(layer.scaling[name]),
@@ -131,7 +144,7 @@ def _is_transposed(layer: Any, name: str) -> bool:
 
 
 def _gradient(factor: nn.Parameter) -> Tensor:
-    return torch.zeros_like(factor, requires_grad=False) if factor.grad is None else factor.grad
+    return gathered(torch.zeros_like(factor, requires_grad=False) if factor.grad is None else factor.grad)
 
 
 def _split_a(factor: Tensor, stack: int) -> Tensor:

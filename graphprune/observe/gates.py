@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from graphprune import processes
 from graphprune.errors import CriterionError
 from graphprune.graph import Axis, Group, MaskSite
 from graphprune.masking import PLACERS, Keep, MaskCall, skip_entry
@@ -61,6 +62,14 @@ class GateRecorder:
         """Forgets the gradients."""
         for gate in self._gates.values():
             gate.grad = None
+
+    def share(self) -> None:
+        """Makes the gradients those of the mean loss of all processes."""
+        gradients = [
+            torch.zeros_like(g, requires_grad=False) if g.grad is None else g.grad for g in self._gates.values()
+        ]
+        for gate, gradient in zip(self._gates.values(), processes.mean(gradients), strict=True):
+            gate.grad = gradient
 
     def gradient(self, group: Group) -> Tensor:
         """The summed gradient of the group's gate, zero if no backward reached it.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from graphprune import processes
 from graphprune.names import resolve_tensor
 from graphprune.observe.checkpointing import refuse_reentrant
 
@@ -105,6 +106,19 @@ class GradientRecorder:
         """Forgets what was recorded."""
         self._sums.clear()
         self._squares.clear()
+
+    def share(self) -> None:
+        """Makes gradients and squares the means over all processes, one tensor at a time.
+
+        A tensor that some processes have not reached (an expert without tokens) counts as zero there.
+        """
+        tensors = {id(t): t for t in self._tensors.values()}
+        for store in (self._sums, self._squares):
+            reached = processes.total([torch.tensor([float(key in store) for key in tensors])])[0] > 0
+            for (key, tensor), anywhere in zip(tensors.items(), reached.tolist(), strict=True):
+                if anywhere:
+                    own = store[key] if key in store else torch.zeros_like(tensor, requires_grad=False)
+                    store[key] = processes.mean([own])[0]
 
     def sum(self, tensor: str) -> Tensor:
         """The summed gradient of ``tensor``."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from graphprune import processes
 from graphprune.names import bare, plain, resolve_module
 
 
@@ -56,17 +57,24 @@ class InputRecorder:
         """Forgets what was recorded."""
         self._sums.clear()
 
+    def share(self) -> None:
+        """Makes the sums those over the tokens of all processes."""
+        layers = list(dict.fromkeys(self._layers.values()))
+        for layer, squares in zip(layers, processes.total([self._squares(layer) for layer in layers]), strict=True):
+            self._sums[layer] = squares
+
     def norm(self, tensor: str) -> Tensor | None:
         """L2 norm of each input feature: (inputs,), zero where no token passed; None if it is no linear layer."""
         layer = self._layers.get(tensor)
-        if layer is None:
-            return None
-        if layer not in self._sums:
-            base = plain(layer)
-            weight = base.get_parameter("weight")
-            size = weight.shape[0] if isinstance(base, Conv1D) else int(getattr(base, "in_features", weight.shape[1]))
-            return torch.zeros(size, device=weight.device)
-        return self._sums[layer].sqrt()
+        return None if layer is None else self._squares(layer).sqrt()
+
+    def _squares(self, layer: nn.Module) -> Tensor:
+        if layer in self._sums:
+            return self._sums[layer]
+        base = plain(layer)
+        weight = base.get_parameter("weight")
+        size = weight.shape[0] if isinstance(base, Conv1D) else int(getattr(base, "in_features", weight.shape[1]))
+        return torch.zeros(size, dtype=torch.promote_types(weight.dtype, torch.float32), device=weight.device)
 
     def _note_mask(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         mask = kwargs.get("attention_mask")

@@ -11,12 +11,20 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from graphprune import processes
 from graphprune.compiled import forget, is_compiled
 from graphprune.errors import CriterionError
 from graphprune.graph import DependencyGraph, Group
 from graphprune.importance.base import Criterion, LoraFactors, MemberCriterion, Observation, Signal
 from graphprune.names import bare, plain, resolve_module
-from graphprune.observe.factors import BaseRows, base_shape, base_weight, factor_parameters, lora_factors
+from graphprune.observe.factors import (
+    BaseRows,
+    base_shape,
+    base_weight,
+    factor_parameters,
+    gathered,
+    lora_factors,
+)
 from graphprune.observe.gates import GateRecorder
 from graphprune.observe.gradients import GradientRecorder
 from graphprune.observe.inputs import InputRecorder
@@ -28,6 +36,7 @@ class _Recorder(Protocol):
     def open(self) -> None: ...
     def close(self) -> None: ...
     def reset(self) -> None: ...
+    def share(self) -> None: ...
 
 
 class Observer(Observation):
@@ -101,7 +110,7 @@ class Observer(Observation):
             graph: as above.
             groups: as above.
             criterion: what is going to read the observation.
-            backwards: how many backward passes go into one score.
+            backwards: how many backward passes go into one score, over all processes.
         """
         streams = isinstance(criterion, MemberCriterion) and criterion.streams(backwards)
         streamed = criterion if isinstance(criterion, MemberCriterion) and streams else None
@@ -126,13 +135,26 @@ class Observer(Observation):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._rows = None
         self._open.close()
 
     def reset(self) -> None:
         """Forgets the batches seen so far; call it after every optimizer step."""
         self._forwards = 0
+        self._rows = None
         for recorder in self._recorders():
             recorder.reset()
+
+    def share(self) -> None:
+        """Takes in what the other processes of a data-parallel training have seen since the last :meth:`reset`.
+
+        Afterwards everything is as if one process had seen the batches of all: gradients and scores of gradients are
+        those of the mean over processes, input norms run over all tokens. Gradients of adapters are averaged already by
+        what makes the training parallel. Every process must call it, once per score; alone it does nothing.
+        """
+        if processes.count() > 1:
+            for recorder in self._recorders():
+                recorder.share()
 
     def weight(self, tensor: str) -> Tensor:
         return base_weight(self._model, tensor)
@@ -200,7 +222,8 @@ class Observer(Observation):
             for name in self._tensors:
                 for factor in factor_parameters(self._model, name):
                     if factor.grad is not None:
-                        found[f"the gradient of the adapter on '{name}' ({tuple(factor.shape)})"] = factor.grad
+                        what = f"the gradient of the adapter on '{name}' ({tuple(factor.shape)})"
+                        found[what] = gathered(factor.grad)
         return next((what for what, value in found.items() if not _finite(value)), None)
 
     def _recorders(self) -> list[_Recorder]:

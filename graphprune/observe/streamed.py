@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from graphprune import processes
 from graphprune.graph import Group, Member
 from graphprune.importance.base import LoraFactors, MemberCriterion, Observation
 from graphprune.names import resolve_tensor
@@ -40,9 +41,10 @@ class MemberScores:
         for group in groups:
             for number, member in enumerate(group.members):
                 self._places.setdefault(member.tensor, []).append(_Place(group.name, number, member))
+        self._tensors = {name: resolve_tensor(model, name) for name in self._places}
         self._names: dict[int, list[str]] = {}
-        for name in self._places:
-            self._names.setdefault(id(resolve_tensor(model, name)), []).append(name)
+        for name, tensor in self._tensors.items():
+            self._names.setdefault(id(tensor), []).append(name)
         self._tap = GradientTap(model, self._places, self._take)
         self._sums: dict[tuple[str, int], Tensor] = {}
 
@@ -58,6 +60,18 @@ class MemberScores:
     def reset(self) -> None:
         """Forgets the scores."""
         self._sums.clear()
+
+    def share(self) -> None:
+        """Makes the scores the means over all processes."""
+        keys, scores = [], []
+        for name, places in self._places.items():
+            home = self._tensors[name]
+            kind = torch.promote_types(home.dtype, torch.float32)
+            for group, number, member in places:
+                keys.append((group, number))
+                own = self._sums.get(keys[-1])
+                scores.append(torch.zeros(member.size, dtype=kind, device=home.device) if own is None else own)
+        self._sums.update(zip(keys, processes.mean(scores), strict=True))
 
     def of(self, group: Group) -> Sequence[Tensor]:
         """Summed scores of the group's members, each of shape ``(size,)``; zero where no gradient came."""

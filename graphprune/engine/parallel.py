@@ -1,0 +1,62 @@
+"""Whether the way in which a Trainer uses several devices is one in which pruning can follow it."""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+from torch.distributed.tensor import DTensor
+from transformers import TrainingArguments
+
+from graphprune.errors import DistributedError
+from graphprune.importance import Criterion, Signal
+
+_OF_WEIGHTS = frozenset({Signal.WEIGHT_GRADIENT, Signal.SQUARED_GRADIENT})
+
+
+def check_parallel(args: TrainingArguments, model: nn.Module, criterion: Criterion) -> None:
+    """Refuses what would give wrong scores, or none.
+
+    Copies of the model in several processes (DDP) and parameters that are divided among them (FSDP2) can be followed.
+
+    Raises:
+        DistributedError: for several devices in one process by copies (``DataParallel``), DeepSpeed, the first FSDP,
+            tensor parallelism, and FSDP2 with a criterion that reads gradients of weights.
+    """
+    if args.n_gpu > 1:
+        raise DistributedError(
+            f"this process trains copies of the model on {args.n_gpu} devices in threads (DataParallel), which cannot "
+            "be observed. Start one process per device with 'accelerate launch' or torchrun, or show it one device "
+            "(CUDA_VISIBLE_DEVICES=0)."
+        )
+    parameters = list(model.parameters())
+    if args.deepspeed or getattr(args, "deepspeed_plugin", None) or any(hasattr(p, "ds_id") for p in parameters):
+        raise DistributedError(
+            "DeepSpeed takes gradients off the parameters before the optimizer step, and with stage 3 the weights too, "
+            "so that units cannot be scored. Expected plain data parallelism (accelerate launch --multi_gpu) or FSDP2 "
+            "(accelerate launch --use_fsdp --fsdp_version 2)."
+        )
+    modules = list(model.modules())
+    if any(isinstance(module, FullyShardedDataParallel) for module in modules):
+        raise DistributedError(
+            "the first FSDP keeps parameters in flat pieces in which units cannot be told apart. Expected its second "
+            "version: accelerate launch --fsdp_version 2, or fsdp_version: 2 in the Trainer's fsdp_config."
+        )
+    divided = [p for p in parameters if isinstance(p, DTensor)]
+    if not divided:
+        return
+    if not any(isinstance(module, FSDPModule) for module in modules):
+        raise DistributedError(
+            "the model's layers are divided among processes (tensor parallelism), so that each computes a part of "
+            "their units and a mask would meet the wrong ones. Expected data parallelism: load it without tp_plan."
+        )
+    if any(p.device_mesh.ndim > 1 and not p.placements[0].is_replicate() for p in divided):
+        raise DistributedError(
+            "the model is divided in two ways at once, by FSDP2 and by another kind of parallelism, which cannot be "
+            "followed. Expected FSDP2 alone, or with replicas."
+        )
+    if criterion.signals & _OF_WEIGHTS:
+        raise DistributedError(
+            f"criterion '{criterion.name}' reads gradients of weights, which FSDP2 gives out in parts and frees. "
+            "Expected a criterion that does without: lora, gate, wanda, magnitude; or a model that fits every device "
+            "(accelerate launch --multi_gpu)."
+        )

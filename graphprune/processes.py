@@ -37,6 +37,19 @@ def join() -> None:
     PartialState(cpu=not torch.accelerator.is_available(), timeout=_PATIENCE)
 
 
+def environment_alone() -> dict[str, str]:
+    """The environment for a process that must not take itself for one of these."""
+    prefixes = ("ACCELERATE_", "FSDP_", "TORCHELASTIC_", "ROLE_", "GROUP_", "MASTER_")
+    names = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"}
+    return {name: v for name, v in os.environ.items() if name not in names and not name.startswith(prefixes)}
+
+
+def leave() -> None:
+    """Ends what :func:`join` began, at the end of a program."""
+    if _met():
+        distributed.destroy_process_group()
+
+
 def count() -> int:
     """How many processes there are."""
     return distributed.get_world_size() if _met() else 1

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from graphprune.placement import input_device
 from graphprune.trace.inputs import default_call
 
 
@@ -20,7 +21,7 @@ def sample_inputs(model: nn.Module, length: int = 8) -> dict[str, Any]:
         TraceError: if the inputs of the model cannot be told.
     """
     generator = torch.Generator().manual_seed(0)
-    device = next((t.device for t in model.parameters()), torch.device("cpu"))
+    device = input_device(model)
     given: dict[str, Any] = {}
     for name, value in default_call(model).kwargs.items():
         if not isinstance(value, torch.Tensor):

@@ -137,9 +137,12 @@ class Training(Section):
     )
     steps: int = Field(200, ge=1, description="Optimizer steps.")
     learning_rate: float = Field(1e-4, gt=0, description="Peak learning rate of AdamW.")
-    batch_size: int = Field(16, ge=1, description="Sequences per optimizer step and process.")
+    batch_size: int = Field(16, ge=1, description="Sequences per optimizer step, over all processes.")
     micro_batch_size: int | None = Field(
-        None, ge=1, description="Sequences per forward pass; divides batch_size, which it is by default."
+        None,
+        ge=1,
+        description="Sequences per forward pass; divides batch_size, which it is by default (shared out where there "
+        "are several processes).",
     )
     sequence_length: int = Field(512, ge=2, description="Tokens per sequence.")
     weight_decay: float = Field(0.0, ge=0, description="Weight decay of AdamW.")

@@ -17,6 +17,7 @@ from graphprune.masking import masked
 from graphprune.names import bare
 from graphprune.observe import Observer
 from graphprune.observe.factors import factor_parameters
+from graphprune.placement import input_device
 from graphprune.plan import PrunePlan
 from graphprune.schema import Lora, PruneSpec
 from graphprune.validate import resolve_targets
@@ -50,7 +51,7 @@ def score(
     weight seen through one random projection, G·AᵀA up to the scaling.
 
     Args:
-        model: bare or PEFT-wrapped; batches are moved to its first parameter's device.
+        model: bare or PEFT-wrapped; batches are moved to the device where it reads its inputs.
         graph: the model's dependency graph.
         spec: says what is selected (targets), judged how (criterion), and seen through what adapters (lora).
         batches: mappings with ``input_ids`` of shape (batch, length), optionally ``attention_mask`` and ``labels``,
@@ -134,7 +135,7 @@ class _Run:
     ) -> None:
         self._model, self._seen, self._criterion, self._groups = model, seen, criterion, groups
         self._backward = backward
-        self._device = next(model.parameters()).device
+        self._device = input_device(model)
         takes = inspect.signature(bare(model).forward).parameters
         self._more = {"use_cache": False} if "use_cache" in takes else {}
 
@@ -258,8 +259,9 @@ def _fresh(
     from graphprune.engine.adapters import attach
 
     before = set(vars(model))
-    device = next(model.parameters()).device
-    with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device], device_type=_kind(device)):
+    places = {parameter.device for parameter in model.parameters() if parameter.device.type != "cpu"}
+    kind = next((place.type for place in places), "cuda")
+    with torch.random.fork_rng(devices=list(places), device_type=kind):
         torch.manual_seed(seed)
         wrapped: Any = attach(model, graph, groups, lora)
     try:
@@ -269,10 +271,6 @@ def _fresh(
         wrapped.unload()
         for key in set(vars(model)) - before:  # PEFT leaves its configuration on the model
             delattr(model, key)
-
-
-def _kind(device: torch.device) -> str:
-    return "cuda" if device.type == "cpu" else device.type
 
 
 def _spaced(text: str) -> str:

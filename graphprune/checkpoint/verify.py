@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import graphprune
+from graphprune import processes
 from graphprune.checkpoint.manifest import Manifest
 from graphprune.errors import CheckpointError
 from graphprune.tasks import loader_name
@@ -79,7 +80,7 @@ def verify_folder(
         save_file(question, Path(files) / "question.safetensors")
         package = str(Path(graphprune.__file__).parents[1])
         search = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
-        environment = {**os.environ, "PYTHONPATH": search, "HF_HUB_OFFLINE": "1"}
+        environment = {**processes.environment_alone(), "PYTHONPATH": search, "HF_HUB_OFFLINE": "1"}
         command = [sys.executable, "-c", script, str(path), files, expected_logits.device.type, _loader(path, manifest)]
         try:
             done = subprocess.run(  # noqa: S603 - our own interpreter and script

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from graphprune.errors import CheckpointError, GraphPruneError
+from graphprune.errors import CheckpointError, GraphPruneError, OtherProcessError
 from graphprune.files import write_whole
 
 #: Exit code of a process that was interrupted from the keyboard: 128 + SIGINT.
@@ -26,6 +27,8 @@ class Verbs(TyperGroup):
         try:
             with log_lines():
                 return super().invoke(ctx)
+        except OtherProcessError as error:  # the one that failed has said so itself
+            raise typer.Exit(error.exit_code) from None
         except GraphPruneError as error:
             errors().print(f"error: {error}", style="red")
             raise typer.Exit(error.exit_code) from None
@@ -37,7 +40,12 @@ class Verbs(TyperGroup):
 
 def out() -> Console:
     """Standard output; made anew each time, because tests and notebooks replace it."""
-    return Console(markup=False, highlight=False, soft_wrap=True)
+    return Console(markup=False, highlight=False, soft_wrap=True, quiet=not _speaks())
+
+
+def _speaks() -> bool:
+    """Of several processes, which a launcher numbers, the first alone tells what it does; errors all may tell."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def errors() -> Console:
@@ -49,6 +57,8 @@ class _Lines(logging.Handler):
     """Prints each record as a line; above a progress bar, where one is drawn."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        if not _speaks() and record.levelno < logging.ERROR:
+            return
         errors().print(self.format(record))
 
 
@@ -70,7 +80,9 @@ def log_lines() -> Iterator[None]:
 def working(what: str) -> Iterator[None]:
     """A spinner on standard error while something slow happens; a single line where that is no terminal."""
     console = errors()
-    if console.is_terminal:
+    if not _speaks():
+        yield
+    elif console.is_terminal:
         with console.status(what):
             yield
     else:

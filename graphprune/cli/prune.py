@@ -35,6 +35,7 @@ def command(
     trust_remote_code: Trust = False,
 ) -> None:
     """Prune MODEL as SPEC says and write the smaller model, its plan and a report to a new folder."""
+    from graphprune import processes
     from graphprune.cli.models import device_of, structure, told
     from graphprune.declare import trace_with
     from graphprune.engine.original import Source
@@ -49,10 +50,11 @@ def command(
     wanted = load_spec(spec)
     if seed is not None:
         wanted = wanted.model_copy(update={"seed": seed})
-    if resume and is_finished(folder, wanted):
+    processes.join()
+    if resume and processes.from_main(lambda: is_finished(folder, wanted)):
         out().print(f"this run is finished: {folder} holds its result")
         return
-    check_places(wanted, folder, resume=resume)
+    processes.from_main(lambda: check_places(wanted, folder, resume=resume) is None)
     _check_data(wanted, data)
     place = device_of(device)
     if wanted.quantization is not None:
@@ -70,8 +72,10 @@ def command(
     with _named_command(resume):
         result = prune(loaded, wanted, tokenizer=tokenizer, train_data=data, output=folder, resume=resume)
     out().print(result.report.to_markdown())
-    for line in told(folder):
-        out().print(line)
+    if processes.is_main():
+        for line in told(folder):
+            out().print(line)
+    processes.leave()
 
 
 @contextmanager

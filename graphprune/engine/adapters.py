@@ -143,8 +143,9 @@ def check_adapters(model: nn.Module, groups: Iterable[Group], criterion: Criteri
 def trace_without_adapters(model: nn.Module) -> DependencyGraph:
     """The dependency graph of the bare model below any wrapper.
 
-    Adapters would be traced as parts of the network, and of a model that is divided among processes each has a part: such
-    a model is traced as a twin, built from its config without weights. A model that was pruned before and whose config does not tell needs its graph given.
+    Adapters would be traced as parts of the network, and of a model that is divided among processes each has a part:
+    such a model is traced as a twin, built from its config without weights. One that was pruned before and whose
+    config does not tell needs its graph given.
     """
     base = bare(model)
     divided = any(isinstance(parameter, DTensor) for parameter in base.parameters())

@@ -219,6 +219,7 @@ class PruneCallback(TrainerCallback):
             cut = self.compacted if self.compacted.removed else None
             model = kwargs["model"]
             EngineState.of(self._running, state.global_step, self._identity, model, cut).save(folder, model)
+        processes.wait()  # none goes on, or ends, before the checkpoint is whole
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

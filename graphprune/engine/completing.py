@@ -9,6 +9,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from graphprune import processes
 from graphprune.engine.finite import check_gradients
 from graphprune.engine.marks import mark
 from graphprune.errors import CheckpointError
@@ -36,7 +37,10 @@ class CompletingCallback(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         folder = Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        processes.wait()  # every process writes files of its own
         try:
-            mark(folder)
+            if args.should_save:
+                mark(folder)
         except OSError as error:
             raise CheckpointError(f"the checkpoint {folder} cannot be written: {error}") from error
+        processes.wait()  # none goes on, or ends, before it is whole

@@ -13,6 +13,8 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from graphprune import processes
+
 log = logging.getLogger(__name__)
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -38,12 +40,14 @@ class Interrupted(KeyboardInterrupt):
 class StopAtStep(TrainerCallback):
     """Ends a training when a signal has come, as soon as the step is done and its checkpoint written.
 
-    Put it behind the callbacks that complete a checkpoint. A second signal ends the process at once, as ever; what
+    Put it behind the callbacks that complete a checkpoint. Of several processes all end, at the same step, when one was
+    told to. A second signal ends the process at once, as ever; what
     was written before is still there.
     """
 
     def __init__(self) -> None:
         self._received: int | None = None
+        self._stopping = False
         self._former: dict[int, Any] = {}
 
     @contextmanager
@@ -61,12 +65,14 @@ class StopAtStep(TrainerCallback):
             self._restore()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self._received is not None:
+        self._stopping = processes.any_of(self._received is not None)
+        if self._stopping:
             control.should_save = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self._received is not None:
-            raise Interrupted(f"stopped after step {state.global_step} of {state.max_steps}", self._received)
+        if self._stopping:
+            number = self._received if self._received is not None else signal.SIGTERM
+            raise Interrupted(f"stopped after step {state.global_step} of {state.max_steps}", number)
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         self._received = number

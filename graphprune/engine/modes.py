@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.data import Dataset
 from transformers import TrainerCallback, set_seed
 
+from graphprune import processes
 from graphprune.engine.adapters import attached, merge
 from graphprune.engine.callback import PruneCallback
 from graphprune.engine.completing import CompletingCallback
@@ -19,7 +20,7 @@ from graphprune.engine.data import collate
 from graphprune.engine.original import Original
 from graphprune.engine.pruner import PruneEvent
 from graphprune.engine.rounds import batches_of_round, choose
-from graphprune.engine.run_folder import RunFolder
+from graphprune.engine.shared_folder import SharedFolder
 from graphprune.engine.training import train
 from graphprune.errors import DataError
 from graphprune.graph import DependencyGraph, Group
@@ -56,7 +57,7 @@ class Job:
     measure: Callable[[nn.Module], None]
     progress: bool = True
     original: Original | None = None
-    folder: RunFolder | None = None
+    folder: SharedFolder | None = None
 
     @property
     def groups(self) -> tuple[Group, ...]:
@@ -92,9 +93,13 @@ def run_mode(job: Job) -> Outcome:
 
 
 def one_shot(job: Job) -> Outcome:
-    """Scores and removes, once or in rounds, without training."""
-    with job.stage("score"):
-        plan, scores = choose(job.model, job.graph, job.spec, lambda index: _batches(job, index))
+    """Scores and removes, once or in rounds, without training.
+
+    Of several processes each scores the same batches, and all of them go by what the main one has found.
+    """
+    with job.stage("score"), processes.together():
+        found = choose(job.model, job.graph, job.spec, lambda index: _batches(job, index))
+    plan, scores = processes.from_main(lambda: found)
     return _cut(job, plan, scores)
 
 

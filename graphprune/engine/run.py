@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from graphprune import validate
+from graphprune import processes, validate
 from graphprune.checkpoint import check_output_folder, save, verify_folder
 from graphprune.checkpoint.manifest import library_versions
 from graphprune.checkpoint.save import load_line
@@ -26,12 +26,14 @@ from graphprune.engine.original import Source, as_source
 from graphprune.engine.places import check_places
 from graphprune.engine.prepare import Sequences, check_fits, check_purpose, positions, prepare
 from graphprune.engine.pruner import PruneEvent
-from graphprune.engine.run_folder import RunFolder
-from graphprune.errors import CheckpointError, NonFiniteError, SpecError
+from graphprune.engine.shared_folder import SharedFolder
+from graphprune.engine.training import shared_out
+from graphprune.errors import CheckpointError, DistributedError, NonFiniteError, SpecError
 from graphprune.evaluate import perplexity
 from graphprune.files import flush_all
 from graphprune.graph import DependencyGraph
 from graphprune.names import bare
+from graphprune.placement import input_device
 from graphprune.plan import PrunePlan
 from graphprune.report import Report, StageClock, measure
 from graphprune.reshape.history import history_of
@@ -88,6 +90,9 @@ def prune(
     Until then, a run that trains keeps its state in a folder of its own, and with ``resume`` it continues from there
     to the same result, whatever ended it.
 
+    Of several processes, started by torchrun or ``accelerate launch``, each makes this call and gets the result. They
+    share out the batches of a training; one of them writes.
+
     Args:
         model: a transformers model, changed in place; or a folder or Hub id, loaded to the accelerator if there is
             one. With ``quantization`` in the spec it is quantised for scoring and tuning, a model that is given in a
@@ -114,20 +119,26 @@ def prune(
         NonFiniteError: training diverged; names the group and the step. Or the pruned model's logits are no numbers.
         CheckpointError: the model cannot be read, ``output`` is not empty, or what was written fails its proof. Or
             there is an unfinished run and ``resume`` is off, or it was begun with another spec, model or data.
+        DistributedError: the processes of the run differ in what they were given, or another one has failed.
         Interrupted: a KeyboardInterrupt that says where the state is, after Ctrl-C or SIGTERM in a run that can be
             continued.
     """
     spec = load_spec(spec)
-    folder = check_places(spec, output, checkpoints, resume=resume)
+    processes.join()
+    place = processes.from_main(lambda: check_places(spec, output, checkpoints, resume=resume))
+    folder = SharedFolder(place) if place is not None else None
     run = _Run(spec, tokenizer, progress)
-    run.open(model, original)
-    run.read(train_data, evaluation, graph)
+    with processes.together():
+        if spec.training.mode != "none":
+            shared_out(spec.training)
+        run.open(model, original)
+        run.read(train_data, evaluation, graph)
     with run.holding(folder):
         outcome = run.compute(folder)
         if output is not None:
             run.write(outcome, output)
     if folder is not None:
-        if output is not None:
+        if output is not None and processes.is_main():
             flush_all(Path(output).expanduser())  # before what it could be made from again is gone
         folder.remove()
     assert run.graph is not None
@@ -199,17 +210,24 @@ class _Run:
         with self.base.visiting(model):
             self._judge("perplexity_before", model)
 
-    def holding(self, folder: RunFolder | None) -> AbstractContextManager[None]:
+    def holding(self, folder: SharedFolder | None) -> AbstractContextManager[None]:
         """Keeps the run's folder for the time of a ``with`` block."""
-        if folder is None:
+        if folder is None and processes.count() == 1:
             return nullcontext()
         assert self.graph is not None
         identity = Identity.of_run(self.spec, self.graph, self.model, self._facts.get("data_fingerprint", ""))
-        return folder.held(identity, self.spec.training.steps)
+        if not processes.same(identity.model_dump_json()):
+            raise DistributedError(
+                f"the {processes.count()} processes of this run differ in the spec, the model, the data or the "
+                "versions of libraries; expected the same in each. Give every process the same arguments."
+            )
+        return nullcontext() if folder is None else folder.held(identity, self.spec.training.steps)
 
-    def compute(self, folder: RunFolder | None = None) -> Outcome:
+    def compute(self, folder: SharedFolder | None = None) -> Outcome:
         if folder is not None and folder.worth:
             self._notes.append(f"interrupted and continued {folder.state_of()}; the times are those of the last part")
+        if processes.count() > 1:
+            self._notes.append(f"computed by {processes.count()} processes; times and memory are those of one")
         assert self.graph is not None
         original = self.base.original(self.model, self.graph, self._before)
         if original is not None and not self.base.packed:
@@ -241,6 +259,15 @@ class _Run:
         return outcome
 
     def write(self, outcome: Outcome, output: str | os.PathLike[str]) -> None:
+        """Writes the result, in the main process; the others wait, and take over what the report says of it."""
+
+        def written() -> tuple[dict[str, Any], list[str]]:
+            self._write(outcome, output)
+            return self._facts, self._notes
+
+        self._facts, self._notes = processes.from_main(written)
+
+    def _write(self, outcome: Outcome, output: str | os.PathLike[str]) -> None:
         folder = check_output_folder(output)
         adapter = bare(outcome.model) is not outcome.model
         self._facts["load"] = load_line(outcome.model, folder, self._facts["tier"], adapter=adapter)
@@ -316,13 +343,9 @@ class _Run:
             most = positions(base)
             return sample_inputs(base, _PROOF_TOKENS if most is None else min(_PROOF_TOKENS, most))
         row = data.ids[0] if isinstance(data, Blocks) else example(data[0])["input_ids"]
-        return {"input_ids": row[None, :_PROOF_TOKENS].to(_device(base))}
+        return {"input_ids": row[None, :_PROOF_TOKENS].to(input_device(base))}
 
 
 def _shown(inputs: Mapping[str, Any]) -> str:
     ids = inputs.get("input_ids")
     return f"the tokens {ids.flatten()[:4].tolist()} …" if ids is not None else f"some random {next(iter(inputs))}"
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device

@@ -22,12 +22,13 @@ from transformers import (
     TrainingArguments,
 )
 
+from graphprune import processes
 from graphprune.engine.data import collate
 from graphprune.engine.interrupts import StopAtStep
 from graphprune.engine.marks import checkpoints
 from graphprune.engine.progress import ProgressLine
 from graphprune.engine.rescue import Rescue
-from graphprune.errors import DivergedError, NonFiniteError
+from graphprune.errors import DivergedError, NonFiniteError, SpecError
 from graphprune.names import bare
 from graphprune.schema import PruneSpec, Training
 
@@ -64,7 +65,7 @@ def train(
         Interrupted: a signal ended it (only with a ``folder``); the last finished step is in a checkpoint.
         DivergedError: it diverged. With a ``folder`` the step before is in a checkpoint.
     """
-    line = ProgressLine("tuning") if progress else None
+    line = ProgressLine("tuning") if progress and processes.is_main() else None
     stop, rescue = StopAtStep(), Rescue()
     # The Trainer switches it off in the model's config for good; saved checkpoints would generate without a cache.
     use_cache = getattr(getattr(bare(model), "config", None), "use_cache", None)
@@ -129,17 +130,24 @@ class _KeepTwo(TrainerCallback):
     """Removes all checkpoints but the last two, when the last one is whole; a Trainer would before."""
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        for old in checkpoints(str(args.output_dir))[2:]:
+        for old in checkpoints(str(args.output_dir))[2:] if args.should_save else []:
             shutil.rmtree(old, ignore_errors=True)
 
 
 def arguments(training: Training, seed: int, folder: str, *, save: bool = False) -> TrainingArguments:
-    """The Trainer's arguments for the ``training`` section of a spec; with ``save``, checkpoints go to ``folder``."""
+    """The Trainer's arguments for the ``training`` section of a spec; with ``save``, checkpoints go to ``folder``.
+
+    Of several processes each takes its share of a batch; of several accelerators one process uses one.
+
+    Raises:
+        SpecError: if a batch cannot be shared out evenly.
+    """
+    micro_batch, accumulation = shared_out(training)
     options: dict[str, Any] = {
         "output_dir": folder,
         "max_steps": training.steps,
-        "per_device_train_batch_size": training.micro_batch,
-        "gradient_accumulation_steps": training.accumulation,
+        "per_device_train_batch_size": micro_batch,
+        "gradient_accumulation_steps": accumulation,
         "learning_rate": training.learning_rate,
         "lr_scheduler_type": training.lr_scheduler,
         "warmup_steps": int(training.warmup_ratio * training.steps),
@@ -159,7 +167,27 @@ def arguments(training: Training, seed: int, folder: str, *, save: bool = False)
     }
     if training.gradient_checkpointing:
         options.update(_checkpointing())
-    return TrainingArguments(**options)
+    made = TrainingArguments(**options)
+    if made.n_gpu > 1:
+        made._n_gpu = 1  # otherwise a Trainer trains copies on all of them, in threads
+    return made
+
+
+def shared_out(training: Training) -> tuple[int, int]:
+    """Sequences per forward pass, and forward passes per optimizer step, of each of the processes that there are.
+
+    Raises:
+        SpecError: if a batch cannot be shared out evenly.
+    """
+    count, size = processes.count(), training.batch_size
+    micro_batch = training.micro_batch_size or max(size // count, 1)
+    if size % (micro_batch * count):
+        raise SpecError(
+            f"training.batch_size: expected a multiple of {micro_batch * count} for {count} processes with "
+            f"{micro_batch} sequences per forward pass each, got {size}. Change batch_size, micro_batch_size or the "
+            "number of processes"
+        )
+    return micro_batch, size // (micro_batch * count)
 
 
 def _restore(model: Any, use_cache: bool | None, checkpointing: bool) -> None:

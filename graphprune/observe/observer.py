@@ -9,6 +9,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from typing_extensions import Self
 
 from graphprune import processes
@@ -16,7 +17,7 @@ from graphprune.compiled import forget, is_compiled
 from graphprune.errors import CriterionError
 from graphprune.graph import DependencyGraph, Group
 from graphprune.importance.base import Criterion, LoraFactors, MemberCriterion, Observation, Signal
-from graphprune.names import bare, plain, resolve_module
+from graphprune.names import bare, plain, resolve_module, resolve_tensor
 from graphprune.observe.factors import (
     BaseRows,
     base_shape,
@@ -30,6 +31,7 @@ from graphprune.observe.gradients import GradientRecorder
 from graphprune.observe.inputs import InputRecorder
 from graphprune.observe.streamed import MemberScores
 from graphprune.packed import keep_trainable, packed
+from graphprune.placement import absent
 
 
 class _Recorder(Protocol):
@@ -83,6 +85,10 @@ class Observer(Observation):
         if unknown:
             raise CriterionError(f"group '{unknown[0]}' is not in the graph of this model; trace the model again")
         self._tensors = tuple(dict.fromkeys(m.tensor for g in self._groups for m in g.members))
+        found = [resolve_tensor(model, name) for name in self._tensors]
+        problem = absent(model, [tensor for tensor in found if not isinstance(tensor, DTensor)])
+        if problem is not None:
+            raise CriterionError(f"the model's weights cannot be read: {problem}.")
         self._forwards = 0
         self._with_gradients = True
         self._open = ExitStack()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from graphprune.errors import GraphPruneError
 from graphprune.names import bare
+from graphprune.placement import input_device
 from graphprune.reshape.config import quiet
 from graphprune.trace.inputs import default_call
 from graphprune.trace.integers import configs_of
@@ -33,7 +34,7 @@ def random_inputs(model: nn.Module, seed: int, *, batch: int = 2, length: int = 
         GraphPruneError: if it cannot be told what the model takes (:func:`graphprune.trace.inputs.default_call`).
     """
     base = bare(model)
-    device = next(base.parameters()).device
+    device = input_device(base)
     generator = torch.Generator().manual_seed(seed)
     asked = {name: value for name, value in default_call(base).kwargs.items() if isinstance(value, Tensor)}
     if set(asked) == {"input_ids"}:

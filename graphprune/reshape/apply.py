@@ -13,6 +13,7 @@ from graphprune.errors import ReshapeError
 from graphprune.graph import DependencyGraph
 from graphprune.names import plain, resolve_module
 from graphprune.packed import Packed, packed_in
+from graphprune.placement import absent
 from graphprune.plan import PrunePlan
 from graphprune.reshape.adapters import Slot, adapter_layers, adapter_slots, find_slot, update_features
 from graphprune.reshape.buffers import buffer_cuts, watch
@@ -76,7 +77,8 @@ def cut_model(
 
     Raises:
         PlanError: if the plan belongs to another graph.
-        ReshapeError: if the model is not the one that was traced; it is untouched then.
+        ReshapeError: if the model is not the one that was traced, or not all of it is here (offloaded, or divided among
+            processes); it is untouched then.
     """
     replaced: list[Replacement] = []
     with torch.device("cpu"):  # indices are real even where the model is being built on the meta device
@@ -88,6 +90,9 @@ def _cut_model(
     model: nn.Module, graph: DependencyGraph, plan: PrunePlan, follow: Callable[[Replacement], None]
 ) -> None:
     plan.check(graph)
+    problem = absent(model, model.parameters())
+    if problem is not None:
+        raise ReshapeError(f"the model cannot be cut: {problem}.")
     stays = renaming(graph, plan)
     aliases = _aliases(graph)
     cuts = {  # what a layer that goes shares with one that stays is cut all the same

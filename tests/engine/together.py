@@ -14,8 +14,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
+from graphprune import processes
 from graphprune.engine.adapters import attach
 from graphprune.engine.callback import PruneCallback
 from graphprune.engine.data import load_blocks
@@ -28,20 +30,27 @@ from tests.decoders import tiny
 from tests.engine.conftest import VOCAB, make_llama
 
 ROOT = Path(__file__).parents[2]
+#: Only Accelerate's way for GPUs starts several processes on one machine; they find out what there is.
 START = {
-    "torchrun": ["torch.distributed.run", "--standalone", "--nproc-per-node"],
-    "accelerate": ["accelerate.commands.launch", "--cpu", "--num_machines=1", "--mixed_precision=no"]
-    + ["--dynamo_backend=no", "--main_process_port=0", "--num_processes"],
+    "torchrun": ["torch.distributed.run", "--standalone", "--nproc-per-node=2"],
+    "accelerate": "accelerate.commands.launch --multi_gpu --num_processes=2 --num_machines=1 --mixed_precision=no "
+    "--dynamo_backend=no --main_process_port=0".split(),
 }
 
 
-def started(folder, *command, launcher="torchrun", processes=2):
-    """A finished launcher of ``command``, which starts with a script or with ``-m MODULE``."""
-    if launcher == "torchrun":
-        command = [*command] if command[0] != "-m" else ["-m", *command[1:]]
-    start = [sys.executable, "-m", *START[launcher], str(processes), *command]
+def start(folder, *command, launcher="torchrun"):
+    """A running launcher of ``command``, which begins with a script or with ``-m MODULE``."""
+    words = [sys.executable, "-m", *START[launcher], *command]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    return subprocess.run(start, cwd=folder, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(words, cwd=folder, env=environment, text=True, **pipes)
+
+
+def started(folder, *command, **options):
+    """The same, when it is done."""
+    process = start(folder, *command, **options)
+    out, error = process.communicate(timeout=600)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, error)
 
 
 def launch(jobs, folder, **options):
@@ -66,14 +75,14 @@ def work(job, folder):
         model = attach(model, graph, [g for t in resolve_targets(spec, graph) for g in t.groups], Lora(r=4, dropout=0))
     if job.get("divided") == "later":
         divide(model)
-    if job.get("spoilt"):
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.mul_(1 + int(os.environ.get("RANK", "0")))
+    rank = int(os.environ.get("RANK", "0"))
+    if job.get("spoilt") == "spec":
+        spec = spec.model_copy(update={"schedule": spec.schedule.model_copy(update={"every": 1 + rank})})
     tokens = torch.randint(0, VOCAB, (24, 16), generator=torch.Generator().manual_seed(0))
     callback = PruneCallback(spec, None if job.get("divided") else graph)
+    if job.get("spoilt") == "scores":
+        processes.mean = lambda values: [value * ((-1) ** rank) for value in values]
     arguments = TrainingArguments(
-        output_dir=str(folder / "out"),
         max_steps=job.get("steps", 4),
         report_to="none",
         disable_tqdm=True,
@@ -81,13 +90,13 @@ def work(job, folder):
         dataloader_pin_memory=False,
         logging_steps=1,
         learning_rate=1e-2,
-        **{"save_strategy": "no", **job.get("options", {})},
+        **{"output_dir": str(folder / "out"), "save_strategy": "no", **job.get("options", {})},
     )
     data = load_blocks(tokens, sequence_length=16)
     trainer = Trainer(model=model, args=arguments, train_dataset=data, callbacks=[callback])
     trainer.remove_callback(PrinterCallback)
     try:
-        trainer.train()
+        trainer.train(resume_from_checkpoint=job.get("resume"))
     except GraphPruneError as error:
         return {"error": f"{type(error).__name__}: {error}"}
     return {
@@ -105,7 +114,8 @@ def loaded_in_parts(model, folder):
 
     meet()
     place = folder / f"whole{os.environ['RANK']}"
-    model.save_pretrained(place)
+    model.config.save_pretrained(place)
+    save_file(model.state_dict(), place / "model.safetensors", metadata={"format": "pt"})
     config = DistributedConfig(fsdp_size=int(os.environ["WORLD_SIZE"]))
     return type(model).from_pretrained(place, distributed_config=config)
 

@@ -1,0 +1,155 @@
+"""Two processes against one with the same batches, for every kind of signal; what cannot be followed is refused."""
+
+import copy
+
+import pytest
+import torch
+from transformers import TrainingArguments
+
+from graphprune.engine import parallel
+from graphprune.engine.parallel import check_parallel
+from graphprune.errors import DistributedError
+from graphprune.importance import build
+from tests.engine import together
+
+TARGETS = [
+    {"role": "attention.group", "count": 1},
+    {"role": ["mlp.channel", "moe.channel"], "ratio": 0.5, "layers": "1:"},
+]
+
+
+def job(criterion, batch_size, accumulation, **more):
+    spec = {"targets": TARGETS, "criterion": criterion, "schedule": {"every": 2, "warmup": 0.0, "cooldown": 0.25}}
+    options = {"per_device_train_batch_size": batch_size, "gradient_accumulation_steps": accumulation}
+    return {"spec": spec, "options": {**options, **more.pop("options", {})}, **more}
+
+
+#: By name: the criterion, batch size and accumulation of each of two processes, the same of one, and the rest.
+OFTEN = {
+    "lora": ("lora", (2, 1), (4, 1), {}),
+    "taylor": ("taylor", (2, 1), (4, 1), {}),
+    "streamed": ({"name": "taylor", "mean_of": "batch", "aggregate": "prod"}, (2, 1), (2, 2), {}),
+    "gate": ("gate", (1, 2), (4, 1), {}),
+    "wanda": ("wanda", (2, 1), (4, 1), {}),
+}
+SELDOM = {
+    "magnitude": ("magnitude", (2, 1), (4, 1), {}),
+    "random": ("random", (2, 1), (4, 1), {}),
+    "fisher": ({"name": "taylor", "order": "mixed"}, (1, 2), (1, 4), {}),
+    "whole": ("taylor", (2, 1), (4, 1), {"adapters": False}),
+    "experts": ("taylor", (1, 2), (1, 4), {"model": "mixtral"}),
+    "experts-lora": ("lora", (1, 2), (1, 4), {"model": "mixtral"}),
+}
+DIVIDED = {
+    f"{name}-{how}-{'adapters' if adapters else 'whole'}": (
+        name,
+        (1, 2),
+        (4, 1),
+        {"divided": how, "adapters": adapters},
+    )
+    for name in ("lora", "gate", "wanda", "magnitude")
+    for how in ("later", "loaded")
+    for adapters in (True, False)
+    if adapters or name != "lora"
+}
+
+
+def found(table, folder, launcher="torchrun"):
+    jobs = {name: job(criterion, *two, **more) for name, (criterion, two, _, more) in table.items()}
+    return together.launch(jobs, folder, launcher=launcher)
+
+
+def assert_as_one(table, results, folder):
+    for name, (criterion, _, one, more) in table.items():
+        alone = together.work(job(criterion, *one, **{k: v for k, v in more.items() if k != "divided"}), folder)
+        for result in (process[name] for process in results):
+            assert result.get("error") is None, name
+            assert result["world"] == 2
+            assert result["plan"] == alone["plan"], name
+            assert result["losses"] == pytest.approx(alone["losses"], rel=1e-5)
+            for group, scores in alone["scores"].items():
+                torch.testing.assert_close(
+                    result["scores"][group], scores, rtol=1e-4, atol=1e-5 * scores.max().item(), msg=f"{name} {group}"
+                )
+        for group, scores in results[0][name]["scores"].items():
+            assert torch.equal(scores, results[1][name]["scores"][group])
+
+
+def test_two_processes_score_and_plan_as_one(tmp_path):
+    results = found(OFTEN, tmp_path)
+    assert_as_one(OFTEN, results, tmp_path)
+
+
+@pytest.mark.slow
+def test_two_processes_score_and_plan_as_one_by_accelerate(tmp_path):
+    results = found(SELDOM, tmp_path, "accelerate")
+    assert_as_one(SELDOM, results, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_model_that_is_divided_among_processes_is_pruned_as_a_whole_one(tmp_path):
+    results = found(DIVIDED, tmp_path)
+    assert_as_one(DIVIDED, results, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_training_of_two_processes_is_resumed(tmp_path):
+    saving = {"save_strategy": "steps", "save_steps": 1, "output_dir": str(tmp_path / "out")}
+    jobs = {
+        "whole": job("lora", 2, 1, options=saving),
+        "again": job("lora", 2, 1, options=saving, resume=str(tmp_path / "out" / "checkpoint-3")),
+    }
+    for whole, again in [(r["whole"], r["again"]) for r in together.launch(jobs, tmp_path)]:
+        assert whole["plan"] == again["plan"]
+        assert all(torch.equal(whole["scores"][n], again["scores"][n]) for n in whole["scores"])
+
+
+@pytest.mark.slow
+def test_what_processes_must_have_alike(tmp_path):
+    jobs = {
+        "spec": job("magnitude", 2, 1, spoilt="spec"),
+        "scores": job("magnitude", 2, 1, spoilt="scores"),
+        "gradients of weights": job("taylor", 2, 1, divided="later"),
+    }
+    for result in together.launch(jobs, tmp_path):
+        assert "DistributedError: the 2 processes of this training differ" in result["spec"]["error"]
+        assert "disagree on what to remove at step 2" in result["scores"]["error"]
+        assert "'taylor' reads gradients of weights, which FSDP2" in result["gradients of weights"]["error"]
+
+
+@pytest.fixture
+def arguments(tmp_path):
+    return TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
+
+
+def test_one_device_and_copies_in_processes_pass(llama, arguments):
+    check_parallel(arguments, llama, build("taylor"))
+
+
+def test_copies_in_threads_are_refused(llama, arguments):
+    _ = arguments.device
+    arguments._n_gpu = 2
+    with pytest.raises(DistributedError, match=r"2 devices in threads .*'accelerate launch'"):
+        check_parallel(arguments, llama, build("lora"))
+
+
+def test_deepspeed_is_refused(llama, arguments):
+    for settings in (copy.copy(arguments), arguments):
+        if settings is arguments:
+            next(llama.parameters()).ds_id = 0  # as stage 3 marks them
+        else:
+            settings.deepspeed = "ds.json"
+        with pytest.raises(DistributedError, match=r"DeepSpeed takes gradients off .* --fsdp_version 2"):
+            check_parallel(settings, llama, build("lora"))
+
+
+def test_flat_parameters_are_refused(llama, arguments, monkeypatch):
+    monkeypatch.setattr(parallel, "FullyShardedDataParallel", type(llama))
+    with pytest.raises(DistributedError, match="fsdp_version: 2"):
+        check_parallel(arguments, llama, build("lora"))
+
+
+def test_tensor_parallelism_is_refused(llama, arguments, monkeypatch):
+    monkeypatch.setattr(parallel, "DTensor", torch.nn.Parameter)
+    with pytest.raises(DistributedError, match="without tp_plan"):
+        check_parallel(arguments, llama, build("lora"))

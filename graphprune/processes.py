@@ -30,7 +30,7 @@ def join() -> None:
 
     Each of them takes the device that is meant for it. Processes that have met before stay as they are.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or _met():
+    if "LOCAL_RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) < 2 or _met():
         return
     from accelerate import PartialState
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -126,8 +127,10 @@ def sha256(file: Path) -> str:
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of Python, of graphprune, and of what writes and loads checkpoints."""
+    """Versions of Python, of graphprune, and of what trains, writes and loads models."""
     found = {"python": platform.python_version(), "graphprune": graphprune.__version__}
-    for name in ("torch", "transformers", "safetensors", "peft"):
+    for name in ("torch", "transformers", "accelerate", "safetensors", "peft"):
         found[name] = version(name)
+    with suppress(PackageNotFoundError):
+        found["bitsandbytes"] = version("bitsandbytes")
     return found

@@ -39,6 +39,7 @@ def command(
     from graphprune.cli.models import device_of, structure, told
     from graphprune.declare import trace_with
     from graphprune.engine.original import Source
+    from graphprune.engine.parallel import check_launch
     from graphprune.engine.places import check_places, is_finished
     from graphprune.engine.prepare import check_purpose
     from graphprune.engine.quantise import check_available
@@ -50,6 +51,7 @@ def command(
     wanted = load_spec(spec)
     if seed is not None:
         wanted = wanted.model_copy(update={"seed": seed})
+    check_launch()
     processes.join()
     if resume and processes.from_main(lambda: is_finished(folder, wanted)):
         out().print(f"this run is finished: {folder} holds its result")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Mapping
 from itertools import chain
 from typing import Any
@@ -103,6 +104,11 @@ def spec_of_run(spec: PruneSpec) -> dict[str, Any]:
         for name in names:
             whole[section].pop(name, None)
     return whole
+
+
+def spec_fingerprint(spec: PruneSpec) -> str:
+    """sha256 of what of a spec decides the result: equal for specs that do the same."""
+    return hashlib.sha256(json.dumps(spec_of_run(spec), sort_keys=True).encode()).hexdigest()
 
 
 def spec_differences(expected: Any, got: Any, path: str = "") -> list[str]:

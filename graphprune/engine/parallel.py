@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
@@ -11,6 +13,25 @@ from graphprune.errors import DistributedError
 from graphprune.importance import Criterion, Signal
 
 _OF_WEIGHTS = frozenset({Signal.WEIGHT_GRADIENT, Signal.SQUARED_GRADIENT})
+
+
+def check_launch() -> None:
+    """Refuses to begin a whole run, which ends with cutting the model, where processes would hold parts of it.
+
+    Raises:
+        DistributedError: for processes that were started for FSDP or DeepSpeed.
+    """
+    asked = [name for name in ("FSDP", "DEEPSPEED") if _is_on(os.environ.get(f"ACCELERATE_USE_{name}", ""))]
+    if asked:
+        raise DistributedError(
+            f"the processes were started for {asked[0]}, which divides a model among them, and a run ends with cutting "
+            "a whole one. Start them with 'accelerate launch --multi_gpu' or torchrun; or use gp.PruneCallback in a "
+            "Trainer of your own, which can be followed through FSDP2."
+        )
+
+
+def _is_on(value: str) -> bool:
+    return value.lower() in ("1", "true", "yes", "on")
 
 
 def check_parallel(args: TrainingArguments, model: nn.Module, criterion: Criterion) -> None:

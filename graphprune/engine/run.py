@@ -20,9 +20,10 @@ from graphprune.declare import declare
 from graphprune.engine.base import QuantisedBase
 from graphprune.engine.data import Blocks, example, fingerprint
 from graphprune.engine.documents import TrainData
-from graphprune.engine.identity import Identity
+from graphprune.engine.identity import Identity, spec_fingerprint
 from graphprune.engine.modes import Job, Outcome, run_mode
 from graphprune.engine.original import Source, as_source
+from graphprune.engine.parallel import check_launch
 from graphprune.engine.places import check_places
 from graphprune.engine.prepare import Sequences, check_fits, check_purpose, positions, prepare
 from graphprune.engine.pruner import PruneEvent
@@ -124,6 +125,7 @@ def prune(
             continued.
     """
     spec = load_spec(spec)
+    check_launch()
     processes.join()
     place = processes.from_main(lambda: check_places(spec, output, checkpoints, resume=resume))
     folder = SharedFolder(place) if place is not None else None
@@ -314,6 +316,7 @@ class _Run:
             evaluation=self._evaluation_note(),
             stages=self.clock.stages,
             spec=self.spec.model_dump(mode="json"),
+            spec_fingerprint=spec_fingerprint(self.spec),
             versions=library_versions(),
             seed=self.spec.seed,
             notes=tuple(dict.fromkeys(self._notes)),

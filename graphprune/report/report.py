@@ -30,6 +30,7 @@ class Report(BaseModel):
         versions: of Python, graphprune and what it builds on.
         seed: that the run was started with.
         data_fingerprint: a hash of the training text.
+        spec_fingerprint: a hash of what the spec says about the result; paths of text and the like do not count.
         graph_fingerprint: that of the dependency graph of the model as it came.
         tier: ``hf`` or ``graphprune``: how the result loads.
         load: the line of code that loads it.
@@ -52,6 +53,7 @@ class Report(BaseModel):
     versions: dict[str, str] = {}
     seed: int | None = None
     data_fingerprint: str = ""
+    spec_fingerprint: str = ""
     graph_fingerprint: str = ""
     tier: str = ""
     load: str = ""
@@ -143,7 +145,11 @@ class Report(BaseModel):
         return list(dict.fromkeys([*self.notes, *self.before.notes, *self.after.notes]))
 
     def _origin_rows(self) -> Sequence[Sequence[str]]:
-        hashes = [("training text", self.data_fingerprint), ("dependency graph", self.graph_fingerprint)]
+        hashes = [
+            ("spec", self.spec_fingerprint),
+            ("training text", self.data_fingerprint),
+            ("dependency graph", self.graph_fingerprint),
+        ]
         rows = [("seed", self.seed), *hashes, ("tier", self.tier)]
         return [(name, str(value)) for name, value in rows if value not in (None, "")] + [*self.versions.items()]
 

@@ -23,6 +23,13 @@ def test_a_checkpoint_is_marked(step, tmp_path):
     assert fault(tmp_path / "checkpoint-4") is None
 
 
+def test_of_several_processes_one_marks(step, tmp_path):
+    (tmp_path / "checkpoint-4").mkdir()
+    other = type("Other", (), {"output_dir": str(tmp_path), "should_save": False})()
+    CompletingCallback([]).on_save(other, *step[1:])
+    assert fault(tmp_path / "checkpoint-4") is not None
+
+
 def test_a_checkpoint_that_cannot_be_marked_is_said(step):
     with pytest.raises(CheckpointError, match=r"checkpoint-4 cannot be written"):
         CompletingCallback([]).on_save(*step)

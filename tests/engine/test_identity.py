@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from graphprune.engine.adapters import attach
-from graphprune.engine.identity import Identity, spec_differences, spec_of_run, tuned_weights
+from graphprune.engine.identity import Identity, spec_differences, spec_fingerprint, spec_of_run, tuned_weights
 from graphprune.schema import Lora, PruneSpec
 
 
@@ -20,6 +20,13 @@ def identity(model, graph, data="abc", **spec):
 
 def test_a_run_is_the_same_as_itself(llama, graph):
     assert identity(llama, graph).differences(identity(copy.deepcopy(llama), graph)) == []
+
+
+def test_the_hash_of_a_spec_is_of_what_decides_the_result():
+    written = spec_fingerprint(make_spec())
+    assert len(written) == 64
+    assert spec_fingerprint(make_spec(training={"save_every": 3}, data={"text": "elsewhere.txt"})) == written
+    assert spec_fingerprint(make_spec(training={"steps": 3})) != written
 
 
 def test_every_difference_of_a_spec_is_named_by_its_path():

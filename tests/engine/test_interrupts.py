@@ -7,6 +7,7 @@ import threading
 import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
+from graphprune import processes
 from graphprune.engine.interrupts import Interrupted, StopAtStep
 
 
@@ -40,6 +41,24 @@ def test_the_step_is_finished_and_saved_first(number, step, capfd):
     assert told.value.exit_code == 128 + number
     assert "stopping after this optimizer step" in capfd.readouterr().err
     assert signal.getsignal(number) is before
+
+
+def test_a_signal_to_another_process_counts(step, monkeypatch):
+    stop = StopAtStep()
+    monkeypatch.setattr(processes, "any_of", lambda flag: True)
+    stop.on_step_end(*step)
+    assert step[2].should_save
+    with pytest.raises(Interrupted, match="stopped after step 4 of 9") as told:
+        stop.on_save(*step)
+    assert told.value.exit_code == 128 + signal.SIGTERM
+
+
+def test_a_signal_that_comes_while_a_checkpoint_is_written_waits_for_the_next_step(step):
+    stop = StopAtStep()
+    with stop.listening():
+        stop.on_step_end(*step)
+        os.kill(os.getpid(), signal.SIGINT)
+        stop.on_save(*step)
 
 
 def test_the_second_signal_acts_at_once():

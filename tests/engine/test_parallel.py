@@ -8,6 +8,7 @@ from transformers import TrainingArguments
 
 from graphprune.engine import parallel
 from graphprune.engine.parallel import check_parallel
+from graphprune.engine.run import prune
 from graphprune.errors import DistributedError
 from graphprune.importance import build
 from tests.engine import together
@@ -147,6 +148,13 @@ def test_flat_parameters_are_refused(llama, arguments, monkeypatch):
     monkeypatch.setattr(parallel, "FullyShardedDataParallel", type(llama))
     with pytest.raises(DistributedError, match="fsdp_version: 2"):
         check_parallel(arguments, llama, build("lora"))
+
+
+@pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED"])
+def test_a_whole_run_is_refused_where_models_are_divided(kind, llama, monkeypatch):
+    monkeypatch.setenv(f"ACCELERATE_USE_{kind}", "true")
+    with pytest.raises(DistributedError, match=f"started for {kind}, .* --multi_gpu"):
+        prune(llama, {"targets": TARGETS})
 
 
 def test_tensor_parallelism_is_refused(llama, arguments, monkeypatch):

@@ -152,6 +152,7 @@ def test_the_report_tells_the_whole_run(checkpoint, tokens, tmp_path, graph):
     }
     assert (report.seed, report.tier, len(report.data_fingerprint)) == (3, "hf", 64)
     assert report.graph_fingerprint == graph.fingerprint
+    assert len(report.spec_fingerprint) == 64 and {"torch", "transformers", "accelerate"} <= set(report.versions)
     assert (
         written.load == report.load == f"model = transformers.AutoModelForCausalLM.from_pretrained('{tmp_path}/small')"
     )

@@ -134,3 +134,13 @@ def test_what_is_refused_ends_both_processes(tmp_path):
     assert done.returncode != 0
     assert done.stderr.count("is not empty") == 1
     assert not (tmp_path / "two.run").exists()
+
+
+@pytest.mark.slow
+def test_a_divergence_ends_both_processes_and_keeps_the_step_before(tmp_path):
+    write_spec(tmp_path, learning_rate=1e30, max_grad_norm=0, lr_scheduler="constant")
+    done = in_two(tmp_path, "two")
+    assert done.returncode != 0
+    assert "is NaN or infinite at step" in done.stderr
+    assert "Lower training.learning_rate" in done.stderr
+    assert (tmp_path / "two.run" / "diverged.txt").is_file()

@@ -6,12 +6,14 @@ import torch
 from rich.console import Console
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from graphprune import processes
 from graphprune.engine.adapters import attach
 from graphprune.engine.completing import CompletingCallback
 from graphprune.engine.data import load_blocks
 from graphprune.engine.marks import checkpoints, last_checkpoint
 from graphprune.engine.progress import ProgressLine
-from graphprune.engine.training import arguments, train
+from graphprune.engine.training import arguments, shared_out, train
+from graphprune.errors import SpecError
 from graphprune.schema import Lora, PruneSpec, Training
 
 
@@ -28,6 +30,27 @@ def tuned(llama, graph, tokens, **training):
     data = load_blocks(tokens, sequence_length=16)
     log = train(model, data, make_spec(**training), progress=False)
     return log, {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "micro", "expected"), [(1, 12, None, (12, 1)), (2, 12, None, (6, 1)), (3, 12, 2, (2, 2))]
+)
+def test_processes_share_out_a_batch(count, size, micro, expected, monkeypatch):
+    monkeypatch.setattr(processes, "count", lambda: count)
+    assert shared_out(Training(batch_size=size, micro_batch_size=micro)) == expected
+
+
+def test_a_batch_that_cannot_be_shared_out_is_refused(monkeypatch):
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    with pytest.raises(SpecError, match=r"expected a multiple of 8 for 2 processes with 4 sequences .* got 12"):
+        shared_out(Training(batch_size=12, micro_batch_size=4))
+    with pytest.raises(SpecError, match=r"expected a multiple of 2 .* got 1"):
+        shared_out(Training(batch_size=1))
+
+
+def test_one_process_uses_one_of_several_accelerators(tmp_path, monkeypatch):
+    monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda self: vars(self).get("_n_gpu") or 4))
+    assert arguments(Training(), 0, str(tmp_path)).n_gpu == 1
 
 
 def test_the_section_reaches_the_trainer(tmp_path):

@@ -353,6 +353,14 @@ def resumable(llama, graph, tokens, tmp_path):
     return tmp_path / "run", trainer
 
 
+def test_a_training_is_resumed_after_its_last_event(resumable):
+    folder, trainer = resumable
+    shutil.rmtree(folder / "checkpoint-4")
+    resumed = trainer()
+    resumed.train(resume_from_checkpoint=last_checkpoint(folder))
+    assert resumed.state.global_step == 4
+
+
 def test_checkpoints_of_a_users_trainer_are_marked_and_two_are_kept(resumable):
     folder, _ = resumable
     assert [found.name for found in checkpoints(folder)] == ["checkpoint-4", "checkpoint-3"]

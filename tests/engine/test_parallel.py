@@ -4,13 +4,16 @@ import copy
 
 import pytest
 import torch
-from transformers import TrainingArguments
+from transformers import AutoModelForCausalLM, TrainingArguments
 
 from graphprune.engine import parallel
 from graphprune.engine.parallel import check_parallel
 from graphprune.engine.run import prune
 from graphprune.errors import DistributedError
 from graphprune.importance import build
+from graphprune.plan import PrunePlan
+from graphprune.reshape import reshape
+from graphprune.trace import trace
 from tests.engine import together
 
 TARGETS = [
@@ -89,8 +92,12 @@ def test_two_processes_score_and_plan_as_one_by_accelerate(tmp_path):
 
 @pytest.mark.slow
 def test_a_model_that_is_divided_among_processes_is_pruned_as_a_whole_one(tmp_path):
-    results = found(DIVIDED, tmp_path)
+    name, batches, one, more = DIVIDED["gate-loaded-whole"]
+    results = found({**DIVIDED, "gate-loaded-whole": (name, batches, one, {**more, "save": "tuned"})}, tmp_path)
     assert_as_one(DIVIDED, results, tmp_path)
+    tuned = AutoModelForCausalLM.from_pretrained(tmp_path / "tuned")  # whole again, and cut in one process
+    plan = PrunePlan.remove(trace(tuned), results[0]["gate-loaded-whole"]["plan"])
+    assert reshape(tuned, plan).model.layers[1].mlp.down_proj.weight.shape == (32, 12)
 
 
 @pytest.mark.slow

@@ -99,6 +99,8 @@ def work(job, folder):
         trainer.train(resume_from_checkpoint=job.get("resume"))
     except GraphPruneError as error:
         return {"error": f"{type(error).__name__}: {error}"}
+    if job.get("save"):
+        trainer.save_model(str(folder / job["save"]))
     return {
         "world": arguments.world_size,
         "plan": callback.plan.removed,

@@ -6,7 +6,9 @@ import peft
 import pytest
 import torch
 
+from graphprune import processes
 from graphprune.errors import CriterionError
+from graphprune.importance import build
 from graphprune.importance.base import Signal
 from graphprune.observe import Observer
 
@@ -154,3 +156,40 @@ def test_what_is_not_finite_is_named(lm, graph, ids):
     with Observer(lm, graph, watched(graph), {Signal.MASK_GRADIENT}) as seen:
         (lm(ids, labels=ids).loss * float("inf")).backward()
         assert seen.nonfinite() == "the mask gradient of group 'mlp/mlp.channel'"
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_what_processes_share_is_what_one_sees_of_all_their_batches(lm, graph, ids, streamed, monkeypatch):
+    """One process sends what the other adds: sums are all that processes exchange."""
+    criterion = build({"name": "taylor", "mean_of": "batch"})
+    signals = criterion.signals if streamed else ALL
+    groups = graph.groups if streamed else watched(graph)
+    sent = []
+
+    def read(seen):
+        if streamed:
+            return [score for group in groups for score in seen.member_scores(group)]
+        tensors = [m.tensor for g in groups for m in g.members]
+        norms = [seen.input_norm(t) for t in tensors]
+        gradients = [f(t) for t in tensors for f in (seen.gradient, seen.squared_gradient)]
+        return [*gradients, *(n for n in norms if n is not None), *map(seen.mask_gradient, groups)]
+
+    def observed(batches, share):
+        with Observer(lm, graph, groups, signals, criterion if streamed else None) as seen:
+            for batch in batches:
+                (lm(batch, labels=batch).loss / len(batches)).backward()
+            if share:
+                seen.share()
+            return [value.clone() for value in read(seen)]
+
+    def send(values):
+        sent.append([value.detach().clone() for value in values])
+        return list(values)
+
+    expected = observed([ids[:2], ids[1:]], share=False)
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    monkeypatch.setattr(processes, "total", send)
+    observed([ids[1:]], share=True)
+    monkeypatch.setattr(processes, "total", lambda values: [a + b for a, b in zip(values, sent.pop(0), strict=True)])
+    torch.testing.assert_close(observed([ids[:2]], share=True), expected)
+    assert not sent

@@ -130,6 +130,7 @@ def tuned_and_pruned(variant, rslora, folder):
             ],
             "criterion": {"name": "lora", "variant": variant, "average": DECAY},
             "schedule": {"warmup": WARMUP, "cooldown": COOLDOWN, "every": EVERY},
+            "training": {"compact": "never"},  # with the masks of Eq. 13, under which what is gone is still averaged
         }
     )
     callback = PruneCallback(spec, graph)

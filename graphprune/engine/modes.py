@@ -127,7 +127,7 @@ def joint(job: Job) -> Outcome:
 
     The model without tuning, for the report, is the pruned one with the adapters off.
     """
-    callback = PruneCallback(job.spec, job.graph)
+    callback = PruneCallback(_sparing(job), job.graph)
     with attached(job.model, job.graph, job.groups, job.spec.lora) as wrapped:
         try:
             with job.stage("train"):
@@ -150,6 +150,14 @@ def joint(job: Job) -> Outcome:
     return Outcome(
         _merged(job, wrapped), callback.plan, callback.scores, callback.events, tuple(log), tuple(callback.notes)
     )
+
+
+def _sparing(job: Job) -> PruneSpec:
+    """The spec, but for a caller's own quantised base, which is given back as it came: under masks alone."""
+    if job.original is None or job.original.owned:
+        return job.spec
+    training = job.spec.training.model_copy(update={"compact": "never"})
+    return job.spec.model_copy(update={"training": training})
 
 
 def _trained(job: Job, wrapped: nn.Module, callback: TrainerCallback) -> list[dict[str, float]]:

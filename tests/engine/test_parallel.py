@@ -24,6 +24,7 @@ TARGETS = [
 
 def job(criterion, batch_size, accumulation, **more):
     spec = {"targets": TARGETS, "criterion": criterion, "schedule": {"every": 2, "warmup": 0.0, "cooldown": 0.25}}
+    spec["training"] = {"compact": more.pop("compact", "auto")}
     options = {"per_device_train_batch_size": batch_size, "gradient_accumulation_steps": accumulation}
     return {"spec": spec, "options": {**options, **more.pop("options", {})}, **more}
 
@@ -49,7 +50,7 @@ DIVIDED = {
         name,
         (1, 2),
         (4, 1),
-        {"divided": how, "adapters": adapters},
+        {"divided": how, "adapters": adapters, "compact": "never"},  # tensors in parts are masked, and so is the one
     )
     for name in ("lora", "gate", "wanda", "magnitude")
     for how in ("later", "loaded")

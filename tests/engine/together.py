@@ -79,7 +79,7 @@ def work(job, folder):
     if job.get("spoilt") == "spec":
         spec = spec.model_copy(update={"schedule": spec.schedule.model_copy(update={"every": 1 + rank})})
     tokens = torch.randint(0, VOCAB, (24, 16), generator=torch.Generator().manual_seed(0))
-    callback = PruneCallback(spec, None if job.get("divided") else graph)
+    callback = PruneCallback(spec, None if job.get("divided") else graph, checkpoint=job.get("resume"))
     if job.get("spoilt") == "scores":
         processes.mean = lambda values: [value * ((-1) ** rank) for value in values]
     arguments = TrainingArguments(

@@ -108,6 +108,7 @@ class PruneCallback(TrainerCallback):
         self._present: Present | None = None
         self._watching = ExitStack()
         self._identity: Identity | None = None
+        self._uncut: Identity | None = None
         self._backwards = 1
         self._compiled = False
 
@@ -155,7 +156,7 @@ class PruneCallback(TrainerCallback):
         saved, model = EngineState.load(Path(self.checkpoint)), kwargs["model"]
         if saved.compacted is not None:
             self.graph = self._graph_of(model)
-            self._identity = Identity.of_training(self.spec, 0, self.graph, model)
+            self._uncut = Identity.of_training(self.spec, 0, self.graph, model)
             resume(model, self.graph, saved.compacted)
 
     def on_train_begin(
@@ -167,8 +168,8 @@ class PruneCallback(TrainerCallback):
         check_parallel(args, model, self.spec.criterion.build())
         self.graph = self._graph_of(model)
         self.pruner = Pruner(self.graph, self.spec, state.max_steps)
-        # Of a model that was cut to a checkpoint, what it was before.
-        identity = self._identity or Identity.of_training(self.spec, 0, self.graph, model)
+        # Of a model that was cut to a checkpoint, what it was before; once, as a callback may see several trainings.
+        identity, self._uncut = self._uncut or Identity.of_training(self.spec, 0, self.graph, model), None
         self._identity = identity.model_copy(update={"steps": state.max_steps})
         if not processes.same(self._identity.model_dump_json()):
             raise DistributedError(

@@ -1,6 +1,7 @@
 """PruneCallback inside plain transformers Trainers, with gradient accumulation."""
 
 import copy
+import functools
 import itertools
 import shutil
 from contextlib import nullcontext
@@ -8,53 +9,29 @@ from contextlib import nullcontext
 import peft
 import pytest
 import torch
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import TrainerCallback
 
 from graphprune.engine.adapters import attach, merge
 from graphprune.engine.callback import PruneCallback
-from graphprune.engine.data import load_blocks
 from graphprune.engine.marks import checkpoints, fault, last_checkpoint
+from graphprune.engine.state import EngineState
 from graphprune.errors import CheckpointError, CriterionError, GraphPruneError, NonFiniteError, ReshapeError, SpecError
 from graphprune.importance import Taylor
 from graphprune.masking import masked
 from graphprune.plan import PrunePlan
 from graphprune.reshape import reshape
-from graphprune.schema import Lora, PruneSpec
+from graphprune.schema import Lora
 from graphprune.trace import trace
 from tests.decoders import tiny
+from tests.engine import trainers
 from tests.engine.conftest import make_llama
 
 CHANNELS = ["mlp.channel", "moe.channel"]
 TARGETS = [{"role": "attention.group", "count": 1}, {"role": CHANNELS, "ratio": 0.5, "layers": "1:"}]
 
 
-def make_spec(criterion="lora", compact="auto", **schedule):
-    return PruneSpec.model_validate(
-        {
-            "targets": TARGETS,
-            "criterion": criterion,
-            "training": {"compact": compact},
-            "schedule": {"every": 2, "warmup": 0.0, "cooldown": 0.25, **schedule},
-        }
-    )
-
-
-def make_trainer(model, tokens, folder, callback, steps=8, **options):
-    usual = {"learning_rate": 1e-2, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
-    arguments = TrainingArguments(
-        output_dir=str(folder),
-        max_steps=steps,
-        report_to="none",
-        disable_tqdm=True,
-        use_cpu=True,
-        dataloader_pin_memory=False,
-        logging_steps=1,
-        **{"save_strategy": "no", **usual, **options},
-    )
-    data = load_blocks(tokens, sequence_length=tokens.shape[1])
-    trainer = Trainer(model=model, args=arguments, train_dataset=data, callbacks=[callback])
-    trainer.remove_callback(PrinterCallback)
-    return trainer
+make_spec = functools.partial(trainers.make_spec, TARGETS)
+make_trainer = trainers.make_trainer
 
 
 def adapt(model, graph):
@@ -497,3 +474,15 @@ def test_mixed_precision_in_bfloat16_scores_alike(criterion, llama, graph, token
         assert rounded.dtype == torch.float32
         assert (rounded - scores).norm() < 0.15 * scores.norm()
         assert len(ends[1].plan.removed[name]) == len(ends[0].plan.removed[name])
+
+
+def test_a_callback_tells_one_training_from_the_next(llama, graph, tokens, tmp_path):
+    callback, identities = PruneCallback(make_spec("magnitude", compact="never"), graph), []
+    for scale in (1.0, 0.5):
+        with torch.no_grad():
+            llama.model.norm.weight.mul_(scale)
+        model = adapt(copy.deepcopy(llama), graph)
+        options = {"save_strategy": "steps", "save_steps": 1, "steps": 1}
+        make_trainer(model, tokens, tmp_path / f"{scale}", callback, **options).train()
+        identities.append(EngineState.load(tmp_path / f"{scale}" / "checkpoint-1").identity)
+    assert identities[0].weights != identities[1].weights

@@ -1,6 +1,7 @@
 """A model that is cut while it is trained learns what the masked one learns."""
 
 import copy
+import functools
 import itertools
 import json
 import os
@@ -10,51 +11,28 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import PrinterCallback, Trainer, TrainingArguments
 
 import graphprune as gp
 from graphprune.engine import compact
 from graphprune.engine.adapters import attach
 from graphprune.engine.callback import PruneCallback
 from graphprune.engine.compact import Compactor, obstacle, resume
-from graphprune.engine.data import load_blocks
 from graphprune.errors import PlanError, ReshapeError, SpecError
 from graphprune.plan import PrunePlan
 from graphprune.reshape.history import history_of
-from graphprune.schema import Lora, PruneSpec
+from graphprune.schema import Lora
 from graphprune.testing import tiny_model
 from graphprune.trace import trace
+from tests.engine import trainers
 
 WIDTHS = [{"role": "attention.group", "count": 2}, {"role": "mlp.channel", "ratio": 0.5, "layers": "1:"}]
 
 
+make_trainer = functools.partial(trainers.make_trainer, gradient_accumulation_steps=1)
+
+
 def make_spec(compact, targets=WIDTHS, criterion="lora", **schedule):
-    return PruneSpec.model_validate(
-        {
-            "targets": targets,
-            "criterion": criterion,
-            "training": {"compact": compact},
-            "schedule": {"every": 2, "warmup": 0.0, "cooldown": 0.25, **schedule},
-        }
-    )
-
-
-def make_trainer(model, tokens, folder, callback, steps=8, **options):
-    usual = {"learning_rate": 1e-2, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1}
-    arguments = TrainingArguments(
-        output_dir=str(folder),
-        max_steps=steps,
-        report_to="none",
-        disable_tqdm=True,
-        use_cpu=True,
-        dataloader_pin_memory=False,
-        logging_steps=1,
-        **{"save_strategy": "no", **usual, **options},
-    )
-    data = load_blocks(tokens, sequence_length=tokens.shape[1])
-    trainer = Trainer(model=model, args=arguments, train_dataset=data, eval_dataset=data, callbacks=[callback])
-    trainer.remove_callback(PrinterCallback)
-    return trainer
+    return trainers.make_spec(targets, criterion, compact, **schedule)
 
 
 def adapt(model, graph, groups=None):

@@ -48,11 +48,6 @@ class BaseRows:
         return base.rows(start, stop) if isinstance(base, Packed) else base.reshape(-1, base.shape[-1])[start:stop]
 
 
-def is_divided(model: nn.Module, tensor: str) -> bool:
-    """Whether every process holds a part of the tensor (FSDP2), so that reading it is a communication."""
-    return isinstance(resolve_tensor(model, tensor), DTensor)
-
-
 def gathered(value: Tensor) -> Tensor:
     """All of a tensor that is divided among processes, each of which has to call this; any other as it is."""
     return value.full_tensor() if isinstance(value, DTensor) else value

@@ -143,15 +143,16 @@ class GradientRecorder:
     def _add(self, parameter: Tensor, gradient: Tensor) -> None:
         key = id(parameter)
         if self._record_squares:
-            square = _wide(gradient).square()
+            square = wide(gradient).square()
             self._squares[key] = self._squares[key].add_(square) if key in self._squares else square
         if self._record_sums:
             # One backward keeps the gradient's own precision and memory; sums of several need more.
             known = self._sums.get(key)
-            self._sums[key] = gradient if known is None else _wide(known).add_(gradient)
+            self._sums[key] = gradient if known is None else wide(known).add_(gradient)
 
 
-def _wide(tensor: Tensor) -> Tensor:
+def wide(tensor: Tensor) -> Tensor:
+    """The tensor in float32, or in float64 if it is that already: half precision overflows when squared or summed."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 

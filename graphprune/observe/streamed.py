@@ -12,7 +12,7 @@ from graphprune import processes
 from graphprune.graph import Group, Member
 from graphprune.importance.base import LoraFactors, MemberCriterion, Observation
 from graphprune.names import resolve_tensor
-from graphprune.observe.gradients import GradientTap
+from graphprune.observe.gradients import GradientTap, wide
 
 
 class _Place(NamedTuple):
@@ -105,6 +105,9 @@ class _OneGradient(Observation):
     def weight(self, tensor: str) -> Tensor:
         return self._seen.weight(tensor)
 
+    def shape(self, tensor: str) -> torch.Size:
+        return self._seen.shape(tensor)
+
     def weight_rows(self, tensor: str, start: int, stop: int) -> Tensor:
         return self._seen.weight_rows(tensor, start, stop)
 
@@ -115,7 +118,7 @@ class _OneGradient(Observation):
         return self._gradient
 
     def squared_gradient(self, tensor: str) -> Tensor:
-        return self._gradient.to(torch.promote_types(self._gradient.dtype, torch.float32)).square()
+        return wide(self._gradient).square()
 
     def lora(self, tensor: str) -> LoraFactors | None:
         return self._seen.lora(tensor)

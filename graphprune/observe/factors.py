@@ -41,11 +41,10 @@ class BaseRows:
     def __init__(self, model: nn.Module, tensor: str) -> None:
         self.tensor = tensor
         base = _base(model, tensor)
-        self._base = base if isinstance(base, Packed) else gathered(base)
+        self._base = base if isinstance(base, Packed) else gathered(base).reshape(-1, base.shape[-1])
 
     def __call__(self, start: int, stop: int) -> Tensor:
-        base = self._base
-        return base.rows(start, stop) if isinstance(base, Packed) else base.reshape(-1, base.shape[-1])[start:stop]
+        return self._base.rows(start, stop) if isinstance(self._base, Packed) else self._base[start:stop]
 
 
 def gathered(value: Tensor) -> Tensor:

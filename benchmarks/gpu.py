@@ -16,6 +16,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,8 +27,8 @@ import torch
 import typer
 from gpu_models import DTYPES, GIB, SIZES, machine
 
-#: Zhang et al., LoRAPrune, https://arxiv.org/abs/2305.18403, Table 4 (LLaMA-7B, ratio 50 %, batches of 1 × 128): seconds
-#: per iteration, GPU memory in G. "Vanilla" is Eq. (3), gradients of the weights.
+#: Zhang et al., LoRAPrune, https://arxiv.org/abs/2305.18403, Table 4 (LLaMA-7B, ratio 50 %, batches of 1 × 128):
+#: seconds per iteration, GPU memory in G. "Vanilla" is Eq. (3), gradients of the weights.
 TABLE_4 = {
     "taylor": ("Vanilla", 38.87, 38.6),
     "magnitude": ("Magnitude", 13.08, 16.8),
@@ -94,7 +95,11 @@ def _table_4(name: str, row: dict[str, Any], rows: dict[str, dict[str, Any]], sc
     cells.append(f"{row['reserved'] / scale:.3g}" if "reserved" in row else "")
     label, seconds, memory = TABLE_4.get(name, ("", None, None))
     _, most, largest = TABLE_4["taylor"]
-    paper = [f"{seconds}", f"{seconds / most:.2f}", f"{memory}", f"{memory / largest:.2f}"] if seconds and memory else 4 * [""]
+    paper = (
+        [f"{seconds}", f"{seconds / most:.2f}", f"{memory}", f"{memory / largest:.2f}"]
+        if seconds and memory
+        else 4 * [""]
+    )
     return f"| {' | '.join([*cells, label, *paper])} |"
 
 
@@ -121,7 +126,9 @@ def large(
     if "error" in row:
         typer.echo(f"| `lora` on {base} | 1 | {row['error']} | | | | |")
     else:
-        sizes = [f"{row[k] / scale:.3g} {unit}" if k in row else "" for k in ("allocated", "weights", "reserved", "host")]
+        sizes = [
+            f"{row[k] / scale:.3g} {unit}" if k in row else "" for k in ("allocated", "weights", "reserved", "host")
+        ]
         typer.echo(f"| `lora` on {base} | 1 | {' | '.join(sizes)} | {row['seconds']:.3g} |")
     for name, (cards, memory) in TABLE_1.items():
         typer.echo(f"| {name}, paper | {cards} | {memory} G | | | | |")
@@ -147,8 +154,8 @@ def latency(
     rows = {int(r): _child("answering", {**shared, "ratio": int(r) / 100}) for r in ratios.split(",")}
     typer.echo(f"LLaMA {size}, {dtype}, one sequence, prefill of {length} tokens, {tokens} decoded; ratio to 0 %\n")
     typer.echo(
-        "| ratio | prefill unmerged | prefill merged | token unmerged | token merged | paper unmerged | paper merged |\n"
-        + "|---" * 7 + "|"
+        "| ratio | prefill unmerged | prefill merged | token unmerged | token merged "
+        "| paper unmerged | paper merged |\n" + "|---" * 7 + "|"
     )
     for ratio, row in rows.items():
         if "error" in row:
@@ -178,6 +185,10 @@ def correctness(
     """What tests on CPUs cannot show; exits with 1 if a check fails."""
     place = _checked(device, size, "float32")
     from gpu_checks import CHECKS, SkipError
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning)  # of other libraries, about themselves
 
     rows: dict[str, dict[str, Any]] = {}
     typer.echo(f"LLaMA {size} on {device}\n\n| check | | |\n|---|---|---|")
@@ -188,7 +199,7 @@ def correctness(
             rows[name] = {"result": "ok", "detail": check(size, place)}
         except SkipError as error:
             rows[name] = {"result": "skipped", "detail": str(error)}
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, the other checks go on
             rows[name] = {"result": "FAILED", "error": f"{type(error).__name__}: {error}".splitlines()[0]}
         typer.echo(f"| {name} | {rows[name]['result']} | {rows[name].get('detail', rows[name].get('error'))} |")
     _finish(rows, {"size": size, "device": device}, place, out)
@@ -243,7 +254,7 @@ def _checked(device: str, size: str, dtype: str) -> torch.device:
 
 
 def _finish(rows: dict[str, Any], options: dict[str, Any], place: torch.device, out: Path | None) -> None:
-    """Says where numbers are from, keeps them, and exits with 1 if something failed (running out of memory does not)."""
+    """Says where numbers are from, keeps them, and exits with 1 if something failed; running out of memory does not."""
     measured = machine(place)
     typer.echo("\n" + ", ".join(f"{key} {value}" for key, value in measured.items()))
     if place.type != "cuda":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import resource
 import time
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from graphprune.engine.quantise import quantisable, quantised
+from graphprune.engine.quantise import check_available, quantisable, quantised
 from graphprune.graph import DependencyGraph
 from graphprune.schema import PruneSpec, Quantization
 from graphprune.specfile import load_spec
@@ -72,6 +73,7 @@ def build(config: LlamaConfig, graph: DependencyGraph, device: torch.device, dty
     model.config.use_cache = False
     if kind != "none":
         settings = Quantization.model_validate({"kind": kind})
+        check_available(settings, device)
         for path in quantisable(model, graph, settings, device):
             alone = nn.Sequential(_linear(model.get_submodule(path), device, dtype))
             model.set_submodule(path, quantised(alone, ("0",), settings, device, consume=True)[0])
@@ -150,12 +152,10 @@ def seconds_of(work: Any, device: torch.device) -> float:
 
 def machine(device: torch.device) -> dict[str, str]:
     """What numbers were measured on."""
-    from importlib.metadata import PackageNotFoundError, version
+    import importlib.metadata as installed
 
     found = {"device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)}
     for name in ("torch", "transformers", "peft", "bitsandbytes"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
+        present = importlib.util.find_spec(name) is not None
+        found[name] = installed.version(name) if present else "not installed"
     return {**found, "cuda": str(torch.version.cuda), "date": time.strftime("%Y-%m-%d")}

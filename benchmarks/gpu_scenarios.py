@@ -14,7 +14,6 @@ from graphprune.engine.adapters import attach, merge
 from graphprune.engine.callback import PruneCallback
 from graphprune.engine.data import load_blocks
 from graphprune.engine.training import train
-from graphprune.schema import PruneSpec
 from graphprune.validate import resolve_targets
 
 #: Criterion and base of every scenario; ``plain`` is LoRA tuning without pruning.
@@ -84,7 +83,7 @@ class _Clock(TrainerCallback):
 
 
 def answering(options: dict[str, Any]) -> dict[str, Any]:
-    """Seconds of a prefill and of one more token, of a model with a share of its units cut out; LoRA on, then merged."""
+    """Seconds of a prefill and of one more token, of a model whose units are partly cut out; LoRA on, then merged."""
     device, dtype = torch.device(options["device"]), DTYPES[options["dtype"]]
     torch.manual_seed(0)
     config = config_of(options["size"], positions=options["length"] + options["tokens"] + 1)
@@ -93,9 +92,10 @@ def answering(options: dict[str, Any]) -> dict[str, Any]:
     spec = spec_of("random", options["ratio"]) if options["ratio"] else spec_of("random")
     if options["ratio"]:
         plan = gp.plan(graph, spec, gp.score(model, graph, spec))
-        model, graph = gp.reshape(model, plan, graph), gp.trace(model)
+        model = gp.reshape(model, plan, graph)
     parameters = sum(p.numel() for p in model.parameters())
-    wrapped: Any = attach(model, graph, _groups(spec, graph), spec.lora).eval()
+    groups = [g for target in resolve_targets(spec, graph) for g in target.groups]  # their tensors' names stay
+    wrapped: Any = attach(model, graph, groups, spec.lora).eval()
     for name, parameter in wrapped.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.01)
@@ -104,10 +104,6 @@ def answering(options: dict[str, Any]) -> dict[str, Any]:
     merged = merge(wrapped).eval().requires_grad_(False)
     found["merged"] = _times(merged, options, device)
     return {**found, **Meter(device).read()}
-
-
-def _groups(spec: PruneSpec, graph: gp.DependencyGraph) -> list[gp.Group]:
-    return [g for target in resolve_targets(spec, graph) for g in target.groups]
 
 
 @torch.inference_mode()

@@ -402,8 +402,10 @@ def skip_entry(model: nn.Module, site: MaskSite, unit: int, share: Tensor | None
         taken[:] = [_argument(module, site.argument, args, kwargs)]
 
     def blended(given: Tensor, made: Tensor) -> Tensor:
-        # A second stream may have been left out, this time.
-        return given if share is None or given is None else given + share.to(made) * (made - given)
+        if given is None or made is None:  # a second stream may have been left out, this time
+            return given
+        given = given.to(made.device)  # where layers are on several devices, it comes from the one before
+        return given if share is None else given + share.to(made) * (made - given)
 
     def ended(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         given = taken.pop() if site.reader else _argument(module, site.argument, args, kwargs)

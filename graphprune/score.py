@@ -259,7 +259,7 @@ def _fresh(
     from graphprune.engine.adapters import attach
 
     before = set(vars(model))
-    places = {parameter.device for parameter in model.parameters() if parameter.device.type != "cpu"}
+    places = {p.device for p in model.parameters() if p.device.type not in ("cpu", "meta")}  # meta: offloaded
     kind = next((place.type for place in places), "cuda")
     with torch.random.fork_rng(devices=list(places), device_type=kind):
         torch.manual_seed(seed)

@@ -57,6 +57,8 @@ def test_offloaded_weights_are_refused():
     model = cpu_offload(make_llama(), execution_device="cpu")
     with pytest.raises(CriterionError, match=r"weights cannot be read: \d+ of its \d+ tensors are offloaded"):
         score(model, graph, spec)
+    with pytest.raises(CriterionError, match=r"weights cannot be read: \d+ of its \d+ tensors are offloaded"):
+        score(model, graph, make_spec("lora"), [{"input_ids": IDS}])  # which puts adapters on first
     with pytest.raises(ReshapeError, match=r"cannot be cut: .* offloaded"):
         reshape(model, gone, graph)
     assert input_device(model).type == "meta"

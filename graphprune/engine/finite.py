@@ -50,6 +50,9 @@ def _own(gradient: torch.Tensor) -> torch.Tensor:
 
 
 def _sums_finite(tensors: Iterable[torch.Tensor]) -> bool:
-    """One comparison for all tensors; a finite sum proves finite elements, the reverse is not certain."""
-    sums = [t.detach().float().sum().cpu() for t in tensors]
-    return not sums or bool(torch.isfinite(torch.stack(sums)).all())
+    """One comparison per device; a finite sum proves finite elements, the reverse is not certain."""
+    sums: dict[torch.device, list[torch.Tensor]] = {}
+    for tensor in tensors:  # summed in float32 without a copy in it; a number read from a device waits for the device
+        kind = torch.promote_types(tensor.dtype, torch.float32)
+        sums.setdefault(tensor.device, []).append(tensor.detach().sum(dtype=kind).float())
+    return all(bool(torch.isfinite(torch.stack(found)).all()) for found in sums.values())

@@ -169,9 +169,11 @@ class Observer(Observation):
         return base_shape(self._model, tensor)
 
     def weight_rows(self, tensor: str, start: int, stop: int) -> Tensor:
-        if self._rows is None or self._rows.tensor != tensor or not start:
-            self._rows = BaseRows(self._model, tensor)
-        return self._rows(start, stop)
+        # By a name of its own: backward passes run in one thread per device, and each may look at another tensor.
+        rows = self._rows
+        if rows is None or rows.tensor != tensor or not start:
+            rows = self._rows = BaseRows(self._model, tensor)
+        return rows(start, stop)
 
     def holder(self, tensor: str) -> nn.Module | None:
         return plain(resolve_module(self._model, tensor.rpartition(".")[0]))

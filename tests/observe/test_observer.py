@@ -11,6 +11,7 @@ from graphprune.errors import CriterionError
 from graphprune.importance import build
 from graphprune.importance.base import Signal
 from graphprune.observe import Observer
+from graphprune.observe.factors import BaseRows
 
 ALL = frozenset(Signal)
 
@@ -121,6 +122,27 @@ def test_weight_rows_and_holders(lm, graph):
         assert torch.equal(seen.weight_rows("moe.up", 3, 6), lm.moe.up.reshape(-1, 6)[3:6])
         assert seen.holder("mlp.up.weight") is lm.mlp.up
         assert seen.holder("unused") is lm
+
+
+def test_two_threads_may_look_at_two_tensors(lm, graph):
+    """Backward passes run in one thread per device; between two looks of one thread comes one of the other."""
+    with Observer(lm, graph, graph.groups, {Signal.WEIGHT}) as seen:
+        first = seen.weight_rows("moe.up", 0, 3)
+
+        class Interrupted(str):
+            __slots__ = ()
+
+            def __ne__(self, other: object) -> bool:
+                """Asked whether the rows that are known are of another tensor; meanwhile they become so."""
+                answer = str.__ne__(self, other)
+                seen._rows = BaseRows(lm, "mlp.up.weight")
+                return answer
+
+            __hash__ = str.__hash__
+
+        seen._rows.tensor = Interrupted("moe.up")
+        assert torch.equal(seen.weight_rows("moe.up", 3, 6), lm.moe.up.reshape(-1, 6)[3:6])
+        assert torch.equal(first, lm.moe.up.reshape(-1, 6)[:3])
 
 
 def test_under_peft_names_are_the_graphs(lm, graph, ids):

@@ -401,7 +401,7 @@ def skip_entry(model: nn.Module, site: MaskSite, unit: int, share: Tensor | None
     def began(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], _output: Any) -> None:
         taken[:] = [_argument(module, site.argument, args, kwargs)]
 
-    def blended(given: Tensor, made: Tensor) -> Tensor:
+    def blended(given: Tensor | None, made: Tensor | None) -> Tensor | None:
         if given is None or made is None:  # a second stream may have been left out, this time
             return given
         given = given.to(made.device)  # where layers are on several devices, it comes from the one before

@@ -18,7 +18,7 @@ from graphprune import processes
 from graphprune.compiled import forget, launched_compiled
 from graphprune.declare import declare
 from graphprune.engine.adapters import check_adapters, trace_without_adapters
-from graphprune.engine.compact import Compactor, begun, obstacle, resume, stays_masked
+from graphprune.engine.compact import Compactor, begun, differs, obstacle, resume, stays_masked
 from graphprune.engine.finite import check_gradients, nonfinite_gradients
 from graphprune.engine.identity import Identity
 from graphprune.engine.parallel import check_parallel
@@ -288,6 +288,9 @@ class PruneCallback(TrainerCallback):
         if why is not None:
             self._say(f"pruned by masks until the end of training, because {why}")
             return None
+        difference = differs(optimizer)
+        if difference is not None:
+            self._say(f"the steps of training are not quite those of a masked model: {difference}")
         for role, reason in dict.fromkeys((g.role, stays_masked(g, model)) for g in groups):
             if reason is not None:
                 self._say(f"{role} is pruned by masks until the end of training, because {reason}")

@@ -1,7 +1,8 @@
 """Making a model smaller while it is trained: its tensors, gradients, optimizer state and data-parallel wrapper.
 
 Cut out instead of silenced, units cost nothing any more, and the run goes on as it would have under masks: the slices
-that go had no gradient there, and an optimizer that works element by element treats the others as before.
+that go had no gradient there, and an optimizer that works element by element treats the others as before. What others
+do is found out by a trial (:mod:`.trial`).
 """
 
 from __future__ import annotations
@@ -15,21 +16,17 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainingArguments
 
+from graphprune.engine.moments import cut_state, strange
 from graphprune.engine.present import Present
+from graphprune.engine.trial import tried
 from graphprune.errors import ReshapeError
 from graphprune.graph import DependencyGraph, Group
 from graphprune.names import bare, resolve_tensor
 from graphprune.packed import packed
 from graphprune.plan import PrunePlan
 from graphprune.reshape.apply import Replacement
-from graphprune.reshape.cut import cut_tensor
 from graphprune.reshape.further import cut_further
 from graphprune.reshape.history import Underway, history_of
-
-ELEMENTWISE = frozenset(
-    {"SGD", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Adagrad", "Adadelta", "Rprop", "ASGD"}
-)
-"""Optimizers of torch that treat every element of a parameter by itself."""
 
 _PROCESSES = ("NO", "MULTI_")
 """How kinds of distribution begin in which every process has the whole model."""
@@ -67,10 +64,12 @@ def obstacle(
             continue
         if codes is not None or (isinstance(tensor, nn.Parameter) and not tensor.is_floating_point()):
             return f"'{name}' is quantised{f' to {codes.kind}' if codes else ''}, and could not be cut exactly"
-    raw = _raw(optimizer)
-    if raw is not None and not (type(raw).__name__ in ELEMENTWISE and type(raw).__module__.startswith("torch.optim")):
-        return f"the optimizer {type(raw).__name__} is not known to treat every element of a parameter by itself"
-    return None
+    return tried(_raw(optimizer)).obstacle
+
+
+def differs(optimizer: Any) -> str | None:
+    """How a training with this optimizer differs from one under masks, if more than in rounding."""
+    return tried(_raw(optimizer)).difference
 
 
 def stays_masked(group: Group, model: nn.Module) -> str | None:
@@ -170,27 +169,21 @@ class _Follower:
         held[index] = replaced.new
         state = self._state.pop(replaced.old, None)
         if state is not None:
-            self._state[replaced.new] = {k: _cut_state(v, replaced) for k, v in state.items()}
-
-
-def _cut_state(value: Any, replaced: Replacement) -> Any:
-    if isinstance(value, torch.Tensor) and value.shape == replaced.old.shape and value.ndim:
-        return cut_tensor(value, replaced.dims)
-    return value
+            self._state[replaced.new] = cut_state(state, tuple(replaced.old.shape), replaced.dims)
 
 
 def _check_states(optimizer: torch.optim.Optimizer | None) -> None:
-    """Every state is one number per element, or one for the whole parameter."""
+    """Every state is of a form that can be cut."""
     for parameter, state in {} if optimizer is None else optimizer.state.items():
-        for name, value in state.items():
-            if not isinstance(value, torch.Tensor) or value.numel() == 1:
-                continue
-            if value.shape != parameter.shape or not value.is_floating_point():
-                raise ReshapeError(
-                    f"the state '{name}' of {type(optimizer).__name__} was expected to have the shape "
-                    f"{tuple(parameter.shape)} of its parameter, got {tuple(value.shape)} of {value.dtype}. "
-                    "Use AdamW, or train under masks (training.compact: never)."
-                )
+        name = strange(state, tuple(parameter.shape))
+        if name is not None:
+            value = state[name]
+            found = f"{tuple(value.shape)} of {value.dtype}" if isinstance(value, torch.Tensor) else f"a {type(value)}"
+            raise ReshapeError(
+                f"the state '{name}' of {type(optimizer).__name__} was expected to have the shape "
+                f"{tuple(parameter.shape)} of its parameter, or to be made of that in a known way, got {found}. "
+                "Use AdamW, or train under masks (training.compact: never)."
+            )
 
 
 def wrap_again(wrapper: DistributedDataParallel) -> None:

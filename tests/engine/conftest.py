@@ -10,21 +10,21 @@ from graphprune.trace import trace
 VOCAB = 61
 
 
-def make_llama():
+def make_llama(**sizes):
     """Three layers, 4 key/value heads with 2 query heads each, 24 channels; the same weights every time."""
     torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=32,
-        num_hidden_layers=3,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        head_dim=4,
-        intermediate_size=24,
-        vocab_size=VOCAB,
-        max_position_embeddings=64,
-        initializer_range=0.2,  # scores of an almost linear model would all be alike
-    )
-    return LlamaForCausalLM(config).eval()
+    usual = {
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 4,
+        "intermediate_size": 24,
+        "vocab_size": VOCAB,
+        "max_position_embeddings": 64,
+        "initializer_range": 0.2,  # scores of an almost linear model would all be alike
+    }
+    return LlamaForCausalLM(LlamaConfig(**{**usual, **sizes})).eval()
 
 
 @pytest.fixture

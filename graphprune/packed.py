@@ -33,8 +33,13 @@ class Packed:
     @property
     def shape(self) -> torch.Size:
         """The shape from before quantisation, as the graph knows it."""
-        rows, columns = _stored_shape(self.layer)
+        rows, columns = self.stored_shape
         return torch.Size((columns, rows) if self.transposed else (rows, columns))
+
+    @property
+    def stored_shape(self) -> tuple[int, int]:
+        """(outputs, inputs), whatever the layout of the graph."""
+        return _stored_shape(self.layer)
 
     @property
     def kind(self) -> str:
@@ -107,6 +112,19 @@ def keep_trainable(model: nn.Module) -> None:
                 state.absmax = state.absmax.T.reshape(-1).float()
 
 
+def check_in_order(state: Any) -> None:
+    """Refuses 4-bit codes whose blocks are not one after another.
+
+    Raises:
+        GraphPruneError: bitsandbytes has repacked the layer.
+    """
+    if getattr(state, "packing_format_for_cpu", False):
+        raise GraphPruneError(
+            "a 4-bit layer was repacked by bitsandbytes for inference on this CPU, so its weights cannot be read in "
+            "parts. Call graphprune.packed.keep_trainable(model) first."
+        )
+
+
 def _stored_shape(layer: nn.Module) -> tuple[int, int]:
     weight: Any = layer._parameters["weight"]
     rows, columns = weight.shape if _is_int8(weight) else weight.quant_state.shape
@@ -153,17 +171,13 @@ def _blocks_4bit(layer: nn.Module, first: int, last: int) -> Tensor:
 
     weight: Any = layer._parameters["weight"]
     state = weight.quant_state
-    if getattr(state, "packing_format_for_cpu", False):
-        raise GraphPruneError(
-            "a 4-bit layer was repacked by bitsandbytes for inference on this CPU, so its weights cannot be read in "
-            "parts. Call graphprune.packed.keep_trainable(model) first."
-        )
+    check_in_order(state)
     size = state.blocksize
     low, high = first // size, -(-last // size)
     count = min(high * size, state.shape.numel()) - low * size
     codes = weight.data.reshape(-1).view(torch.uint8)[low * size // 2 : low * size // 2 + -(-count // 2)]
     part = QuantState(
-        absmax=_scales(state, low, high),
+        absmax=block_scales(state, low, high),
         shape=torch.Size((1, count)),
         dtype=state.dtype,
         blocksize=size,
@@ -173,8 +187,8 @@ def _blocks_4bit(layer: nn.Module, first: int, last: int) -> Tensor:
     return value.reshape(-1)
 
 
-def _scales(state: Any, low: int, high: int) -> Tensor:
-    """The scales of blocks ``low:high``; doubly quantised ones are blocks of codes themselves."""
+def block_scales(state: Any, low: int, high: int) -> Tensor:
+    """The scales of blocks ``low:high`` of 4-bit codes, in float32; doubly quantised ones are blocks of codes."""
     from bitsandbytes.functional import QuantState, dequantize_blockwise
 
     absmax: Tensor = state.absmax

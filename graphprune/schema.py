@@ -170,7 +170,8 @@ class Training(Section):
     compact: Literal["auto", "always", "never"] = Field(
         "auto",
         description="joint: whether units are cut out of the model as soon as they go, so that later steps are "
-        "cheaper. auto: where that is safe. always: refuse to run elsewhere. never: masks until the end.",
+        "cheaper. auto: where that is safe. always: also code 4-bit layers anew, and "
+        "refuse to run elsewhere. never: masks until the end.",
     )
 
     @model_validator(mode="after")

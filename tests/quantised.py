@@ -43,9 +43,13 @@ def linear(kind: str, weight: torch.Tensor, *, transposed: bool = False, **optio
     return layer.to("cpu")
 
 
-def load(name: str, kind: str, folder: Any) -> tuple[PreTrainedModel, PreTrainedModel]:
+def load(name: str, kind: str, folder: Any, **sizes: int) -> tuple[PreTrainedModel, PreTrainedModel]:
     """A tiny decoder without dropout, quantised, and its twin with the dequantised weights in float32."""
-    twin = tiny(name, **WIDE[name], **({"resid_pdrop": 0, "embd_pdrop": 0, "attn_pdrop": 0} if name == "gpt2" else {}))
+    twin = tiny(
+        name,
+        **{**WIDE[name], **sizes},
+        **({"resid_pdrop": 0, "embd_pdrop": 0, "attn_pdrop": 0} if name == "gpt2" else {}),
+    )
     twin.save_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, quantization_config=BitsAndBytesConfig(**KINDS[kind]))
     keep_trainable(model)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,14 @@ from graphprune import processes
 from graphprune.compiled import forget, launched_compiled
 from graphprune.declare import declare
 from graphprune.engine.adapters import check_adapters, trace_without_adapters
-from graphprune.engine.compact import Compactor, begun, differs, obstacle, resume, stays_masked
+from graphprune.engine.compact import Compactor, begun, differs, needs_recoding, obstacle, resume, stays_masked
 from graphprune.engine.finite import check_gradients, nonfinite_gradients
 from graphprune.engine.identity import Identity
+from graphprune.engine.original import Source
 from graphprune.engine.parallel import check_parallel
 from graphprune.engine.present import Present
 from graphprune.engine.pruner import PruneEvent, Pruner
+from graphprune.engine.recode import Originals, reader
 from graphprune.engine.state import EngineState
 from graphprune.errors import (
     CheckpointError,
@@ -79,6 +81,8 @@ class PruneCallback(TrainerCallback):
         graph: the dependency graph of the bare model; traced at the beginning of training where it is None.
         checkpoint: the checkpoint that the Trainer is going to resume from; None to begin anew. Under masks it may be
             left out where it is in the Trainer's own ``output_dir``.
+        original: of a base in 4 bits that is cut while it is trained (``compact: always``), the full-precision
+            weights: a folder, a Hub id, or the model; where it was loaded from by default.
 
     Raises:
         SpecError: at the beginning of training, if the spec does not fit the model.
@@ -96,10 +100,12 @@ class PruneCallback(TrainerCallback):
         spec: PruneSpec | Mapping[str, Any] | str | os.PathLike[str],
         graph: DependencyGraph | None = None,
         checkpoint: str | os.PathLike[str] | None = None,
+        original: str | os.PathLike[str] | Source | nn.Module | None = None,
     ) -> None:
         self.spec = load_spec(spec)
         self.graph = graph
         self.checkpoint = checkpoint
+        self.original = original
         self.pruner: Pruner | None = None
         self._observer: Observer | None = None
         self.notes: list[str] = []
@@ -157,7 +163,8 @@ class PruneCallback(TrainerCallback):
         if saved.compacted is not None:
             self.graph = self._graph_of(model)
             self._uncut = Identity.of_training(self.spec, 0, self.graph, model)
-            resume(model, self.graph, saved.compacted)
+            cut = [self.graph.by_name[name] for name in saved.compacted.removed]
+            resume(model, self.graph, saved.compacted, self._originals(model, cut))
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -291,10 +298,22 @@ class PruneCallback(TrainerCallback):
         difference = differs(optimizer)
         if difference is not None:
             self._say(f"the steps of training are not quite those of a masked model: {difference}")
-        for role, reason in dict.fromkeys((g.role, stays_masked(g, model)) for g in groups):
+        originals = self._originals(model, groups)
+        for role, reason in dict.fromkeys((g.role, stays_masked(g, model, anew=originals is not None)) for g in groups):
             if reason is not None:
                 self._say(f"{role} is pruned by masks until the end of training, because {reason}")
-        return Compactor(model, self.graph, optimizer)
+        if originals is not None:
+            roles = ", ".join(dict.fromkeys(g.role for g in groups if needs_recoding(g, model)))
+            self._say(
+                f"4-bit layers are coded anew of the original weights wherever {roles} is cut, and compute "
+                "a little else than under masks then"
+            )
+        return Compactor(model, self.graph, optimizer, originals)
+
+    def _originals(self, model: nn.Module, groups: Iterable[Group]) -> Originals | None:
+        """What reads the full-precision weights, where layers in 4 bits are to be coded anew."""
+        wanted = self.spec.training.compact == "always" and any(needs_recoding(g, model) for g in groups)
+        return reader(model, self.original) if wanted else None
 
     def _say(self, note: str) -> None:
         log.info(note)

@@ -18,6 +18,7 @@ from transformers import TrainingArguments
 
 from graphprune.engine.moments import cut_state, strange
 from graphprune.engine.present import Present
+from graphprune.engine.recode import Originals, recode, unfit
 from graphprune.engine.trial import tried
 from graphprune.errors import ReshapeError
 from graphprune.graph import DependencyGraph, Group
@@ -25,6 +26,7 @@ from graphprune.names import bare, resolve_tensor
 from graphprune.packed import packed
 from graphprune.plan import PrunePlan
 from graphprune.reshape.apply import Replacement
+from graphprune.reshape.codes import scattered
 from graphprune.reshape.further import cut_further
 from graphprune.reshape.history import Underway, history_of
 
@@ -59,11 +61,9 @@ def obstacle(
     if arguments is not None and arguments.load_best_model_at_end:
         return "load_best_model_at_end would load a checkpoint of other sizes into it"
     for name in dict.fromkeys(m.tensor for g in groups for m in g.members):
-        codes, tensor = packed(model, name), resolve_tensor(model, name)
-        if codes is not None and codes.kind == "int8":  # a scale for each row, and none that columns share
-            continue
-        if codes is not None or (isinstance(tensor, nn.Parameter) and not tensor.is_floating_point()):
-            return f"'{name}' is quantised{f' to {codes.kind}' if codes else ''}, and could not be cut exactly"
+        tensor = resolve_tensor(model, name)
+        if packed(model, name) is None and isinstance(tensor, nn.Parameter) and not tensor.is_floating_point():
+            return f"'{name}' is quantised, and could not be cut exactly"
     return tried(_raw(optimizer)).obstacle
 
 
@@ -72,8 +72,11 @@ def differs(optimizer: Any) -> str | None:
     return tried(_raw(optimizer)).difference
 
 
-def stays_masked(group: Group, model: nn.Module) -> str | None:
-    """Why a group is silenced until the end although others are cut; None if its units can be cut at once."""
+def stays_masked(group: Group, model: nn.Module, *, anew: bool = False) -> str | None:
+    """Why a group is silenced until the end although others are cut; None if its units can be cut at once.
+
+    With ``anew``, 4-bit layers may be coded anew.
+    """
     if not group.exact:
         return "removing its units is not exactly silencing them"
     if any(resolve_tensor(model, norm.tensor).requires_grad for norm in group.norms):
@@ -81,7 +84,15 @@ def stays_masked(group: Group, model: nn.Module) -> str | None:
     chosen = any(site.kind == "logits" for site in group.sites)
     if chosen and getattr(getattr(bare(model), "config", None), "output_router_logits", False):
         return "a loss is taken over the router's choices"
+    if not anew and needs_recoding(group, model):
+        return "its units are scattered over blocks of inputs that share a scale in 4 bits"
     return None
+
+
+def needs_recoding(group: Group, model: nn.Module) -> bool:
+    """Whether 4-bit layers cannot be cut exactly to what is left of the group."""
+    found = ((packed(model, m.tensor), m) for m in group.members if m.only is None)
+    return any(codes is not None and scattered(codes, m.dim, m) for codes, m in found)
 
 
 class Compactor:
@@ -91,16 +102,24 @@ class Compactor:
         model: bare or wrapped by PEFT, as the Trainer hands it to callbacks.
         graph: the graph of the model before anything of it was cut.
         optimizer: the Trainer's, wrapped or not; None where there is none.
+        originals: of a model in 4 bits the full-precision weights, so that layers can be coded anew; None leaves
+            groups masked for which this would be needed.
     """
 
-    def __init__(self, model: nn.Module, graph: DependencyGraph, optimizer: Any = None) -> None:
+    def __init__(
+        self, model: nn.Module, graph: DependencyGraph, optimizer: Any = None, originals: Originals | None = None
+    ) -> None:
         self._model = model
+        self._originals = originals
         self._optimizer = _raw(optimizer)
         self._parallel = list(_data_parallel(model))
         self.present = Present(graph, begun(model, graph))
         free = [g for g in graph.groups if g.frozen is None]
         self._masked = {
-            g.name for g in free for now in self.present.groups([g]) if stays_masked(now, model) is not None
+            g.name
+            for g in free
+            for now in self.present.groups([g])
+            if stays_masked(now, model, anew=originals is not None) is not None
         }
 
     def cut(self, plan: PrunePlan) -> Present:
@@ -109,13 +128,16 @@ class Compactor:
         Gradients are cut as well, so that an optimizer step may follow. Hooks on tensors that are replaced are lost.
 
         Returns:
-            What is there now; without the units of groups that stay masked.
+            What is there now; without the units of groups that stay masked, or have to for the time being.
 
         Raises:
             ReshapeError: if the model cannot be cut, or the optimizer's state cannot be told apart into elements;
                 both are untouched then.
         """
         now = {name: units for name, units in plan.removed.items() if units and name not in self._masked}
+        for name in unfit(self._model, self.present, plan.model_copy(update={"removed": now})):
+            now[name] = self.present.gone.removed.get(name, ())
+        now = {name: units for name, units in now.items() if units}
         if now == dict(self.present.gone.removed):
             return self.present
         gone = plan.model_copy(update={"removed": now, "notes": ()})
@@ -123,7 +145,7 @@ class Compactor:
         _ = present.graph  # may refuse; nothing has been changed
         _check_states(self._optimizer)
         before, follow = self.present, _Follower(self._optimizer)
-        cut_further(self._model, before.start, gone, follow=follow, more=True, present=before.graph)
+        cut_and_recode(self._model, before.start, gone, self._originals, follow=follow, present=before.graph)
         for wrapper in self._parallel:
             wrap_again(wrapper)
         self.present = present
@@ -138,19 +160,30 @@ def begun(model: nn.Module, graph: DependencyGraph) -> PrunePlan:
     return PrunePlan.remove(graph, {})
 
 
-def resume(model: nn.Module, graph: DependencyGraph, gone: PrunePlan) -> nn.Module:
+def cut_and_recode(
+    model: nn.Module, graph: DependencyGraph, gone: PrunePlan, originals: Originals | None, **how: Any
+) -> None:
+    """:func:`cut_further`, of which more may come; 4-bit layers get codes of the original weights where they must."""
+    layers: list[nn.Module] | None = None if originals is None else []
+    cut_further(model, graph, gone, more=True, anew=None if layers is None else layers.append, **how)
+    if layers and originals is not None:
+        recode(model, layers, graph, gone, originals)
+
+
+def resume(model: nn.Module, graph: DependencyGraph, gone: PrunePlan, originals: Originals | None = None) -> nn.Module:
     """Cuts a fresh model to where a training was that had removed the units ``gone``; do so before a Trainer is built.
 
     Args:
         model: as it was before that training began, with its adapters if it had some.
         graph: its graph.
         gone: :attr:`graphprune.PruneCallback.compacted` of that training.
+        originals: as in :class:`Compactor`.
 
     Raises:
         PlanError: if the plan belongs to another graph.
         ReshapeError: if the model is not the one that was traced; it is untouched then.
     """
-    cut_further(model, graph, gone, more=True)
+    cut_and_recode(model, graph, gone, originals)
     return model
 
 

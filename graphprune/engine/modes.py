@@ -127,7 +127,8 @@ def joint(job: Job) -> Outcome:
 
     The model without tuning, for the report, is the pruned one with the adapters off.
     """
-    callback = PruneCallback(_sparing(job), job.graph)
+    original = (job.original.held or job.original.source) if job.original is not None else None
+    callback = PruneCallback(_sparing(job), job.graph, original=original)
     with attached(job.model, job.graph, job.groups, job.spec.lora) as wrapped:
         try:
             with job.stage("train"):

@@ -107,7 +107,7 @@ class Original:
             lora: what the adapters are like.
         """
         if history_of(wrapped).underway is not None:  # cut while it was trained; some groups may be masked still
-            cut_further(wrapped, self.graph, plan)
+            cut_further(wrapped, self.graph, plan, anew=_of_no_use)
         learned, past = _learned(wrapped), history_of(wrapped).steps
         model = self._open(wrapped)
         if past == history_of(model).steps and not self._cut:
@@ -194,7 +194,8 @@ def full_precision(
 
     Args:
         wrapped: the quantised model in PEFT's wrapper, with one adapter. It is left as it is, but for units that are
-            still masked in a model that was made smaller while it was trained: these go.
+            still masked in a model that was made smaller while it was trained: these go, and 4-bit codes with them
+            only nearly so.
         plan: the units to remove, such as the callback's.
         graph: the dependency graph that the plan was made for, such as the callback's.
         original: the folder or Hub id of the full-precision weights; by default where ``wrapped`` was loaded from.
@@ -211,7 +212,7 @@ def full_precision(
         raise SpecError(f"expected a model with one adapter, got a {type(wrapped).__name__} with {len(configs)}")
     source = find_original(base, original)
     if history_of(base).underway is not None:
-        cut_further(wrapped, graph, plan)
+        cut_further(wrapped, graph, plan, anew=_of_no_use)
     model, learned = source.load()[0], _learned(wrapped)
     cut = history_of(wrapped).steps != history_of(model).steps
     if cut:  # in flight, adapters and all
@@ -230,6 +231,10 @@ def placed(model: nn.Module, device: torch.device) -> nn.Module:
     if device.type == "cpu" or size > _SHARE * torch.accelerator.get_memory_info(device)[0]:
         return model
     return model.to(device)
+
+
+def _of_no_use(layer: nn.Module) -> None:
+    """Codes need not be exact any more: the adapters beside them are what is wanted."""
 
 
 def _check_same(model: nn.Module, config: Any, name: str, ask: str) -> None:

@@ -58,6 +58,7 @@ def cut_model(
     graph: DependencyGraph,
     plan: PrunePlan,
     follow: Callable[[Replacement], None] | None = None,
+    anew: Callable[[nn.Module], None] | None = None,
 ) -> list[Replacement]:
     """Removes the units of ``plan`` from ``model`` in place: tensors, adapters, sizes, constants, layers.
 
@@ -71,6 +72,8 @@ def cut_model(
         plan: the units to remove.
         follow: is told of every replaced tensor, base and adapter, once. Old tensors are let go one by one then;
             otherwise they are kept until all are replaced, beside the new ones.
+        anew: is told of every 4-bit layer whose codes could not be cut exactly, so that the values in them were coded a
+            second time. Where it is None, such a cut is refused.
 
     Returns:
         Every replaced tensor; nothing where ``follow`` is given.
@@ -82,12 +85,16 @@ def cut_model(
     """
     replaced: list[Replacement] = []
     with torch.device("cpu"):  # indices are real even where the model is being built on the meta device
-        _cut_model(model, graph, plan, follow or replaced.append)
+        _cut_model(model, graph, plan, follow or replaced.append, anew)
     return replaced
 
 
 def _cut_model(
-    model: nn.Module, graph: DependencyGraph, plan: PrunePlan, follow: Callable[[Replacement], None]
+    model: nn.Module,
+    graph: DependencyGraph,
+    plan: PrunePlan,
+    follow: Callable[[Replacement], None],
+    anew: Callable[[nn.Module], None] | None,
 ) -> None:
     plan.check(graph)
     problem = absent(model, model.parameters())
@@ -103,6 +110,7 @@ def _cut_model(
     step, before = Step(graph, plan), history_of(model)
     history = before.then(step)
     edits = _collect(model, graph, cuts, aliases)
+    _check_codes(edits, anew)
     cut_in_place = _buffer_edits(model, graph, plan)
     scales = norm_scales(graph, plan)
     for edit in edits:
@@ -174,6 +182,22 @@ def _collect(model: nn.Module, graph: DependencyGraph, cuts: Cuts, aliases: dict
     return list(edits.values())
 
 
+def _check_codes(edits: list[_Edit], anew: Callable[[nn.Module], None] | None) -> None:
+    """Refuses 4-bit codes that cannot be cut exactly, or says which layers they are of."""
+    packed = [(edit.name, edit.codes, uncuttable(edit.codes, edit.dims)) for edit in edits if edit.codes is not None]
+    inexact = [(name, codes, why) for name, codes, why in packed if why]
+    if inexact and anew is None:
+        problems = (f"  - {_quantised(name, why)}" for name, _, why in inexact)
+        raise ReshapeError("the model cannot be cut:\n" + "\n".join(problems))
+    for _, codes, _ in inexact:
+        assert anew is not None
+        anew(codes.layer)
+
+
+def _quantised(name: str, why: str) -> str:
+    return f"'{name}' {why}. Load the model in its own precision, prune it, and quantise the result."
+
+
 def _buffer_edits(model: nn.Module, graph: DependencyGraph, plan: PrunePlan) -> list[_Edit]:
     held = _places(model)
     cuts = buffer_cuts(model, graph, plan)
@@ -188,7 +212,9 @@ def _collect_adapters(
     held: dict[int, list[Slot]],
     edits: dict[int, _Edit],
 ) -> None:
-    shape = find_slot(model, name).tensor.shape
+    slot = find_slot(model, name)
+    codes = packed_in(slot.module, slot.leaf)
+    shape = slot.tensor.shape if codes is None else codes.shape
     for dim, kept in dims.items():
         for follower in adapter_slots(model, name, dim):
             tensor = follower.slot.tensor
@@ -197,11 +223,8 @@ def _collect_adapters(
 
 
 def _misfit(name: str, tensor: torch.Tensor, codes: Packed | None, shape: tuple[int, ...] | None) -> str | None:
-    why = uncuttable(codes) if codes is not None else ""
     if codes is None and isinstance(tensor, nn.Parameter) and not tensor.is_floating_point():
-        why = f"is quantised ({tensor.dtype}); its codes cannot be cut exactly"
-    if why:
-        return f"'{name}' {why}. Load the model in its own precision, prune it, and quantise the result."
+        return _quantised(name, f"is quantised ({tensor.dtype}); its codes cannot be cut exactly")
     found = tuple(tensor.shape if codes is None else codes.shape)
     if shape is not None and found != tuple(shape):
         return f"'{name}': expected shape {tuple(shape)}, which was traced, got {found}"

@@ -47,6 +47,7 @@ def cut_further(
     follow: Callable[[Replacement], None] | None = None,
     more: bool = False,
     present: DependencyGraph | None = None,
+    anew: Callable[[nn.Module], None] | None = None,
 ) -> None:
     """:func:`cut_model` of what is left of ``plan``; the model remembers a single pruning by the whole of it.
 
@@ -58,6 +59,7 @@ def cut_further(
         more: whether further parts may follow. Plans in units of ``graph`` are then understood by
             :func:`graphprune.reshape` and :func:`graphprune.masked` until the last one.
         present: the graph that the model has now, where it is known already.
+        anew: as in :func:`cut_model`.
 
     Raises:
         PlanError: if the plan belongs to another graph, or keeps units that are gone.
@@ -66,7 +68,7 @@ def cut_further(
     present, left = outstanding(model, graph, plan, present)
     underway, start = underway_of(model, plan), history_of(model)
     if left.removed or (underway is None and not more):
-        cut_model(model, present, left, follow)
+        cut_model(model, present, left, follow, anew)
     if underway is None and not more:
         return
     before = start.steps if underway is None else underway.before

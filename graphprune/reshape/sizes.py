@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from graphprune.packed import packed_in
+
 
 def follow_sizes(module: nn.Module, leaf: str, old: tuple[int, ...], dims: dict[int, torch.Tensor]) -> None:
     """Sets the stored sizes of a standard layer after its tensor ``leaf`` of shape ``old`` was cut along
@@ -18,7 +20,8 @@ def follow_sizes(module: nn.Module, leaf: str, old: tuple[int, ...], dims: dict[
     """
     if leaf != "weight":
         return
-    new = tuple(module._parameters[leaf].shape)  # type: ignore[union-attr]
+    codes = packed_in(module)
+    new = tuple(module._parameters[leaf].shape) if codes is None else codes.stored_shape  # type: ignore[union-attr]
     if isinstance(module, nn.Linear):
         module.out_features, module.in_features = new
     elif isinstance(module, Conv1D):

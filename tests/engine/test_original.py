@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from graphprune.engine.adapters import attach
+from graphprune.engine.compact import Compactor
 from graphprune.engine.original import Original, Source, find_original, full_precision
 from graphprune.engine.run import prune
 from graphprune.errors import CheckpointError, SpecError
@@ -138,33 +139,67 @@ def test_a_base_that_was_cut_while_training_is_recognised(held, role, original, 
         assert first.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in first.items())
 
 
+def pruned(folder, ids, compact, quantization="int8", **export):
+    spec = {
+        "targets": [{"role": "attention.group", "count": 1}, {"role": "mlp.channel", "ratio": 0.5}],
+        "quantization": quantization,
+        "lora": {"dropout": 0.0},
+        "schedule": {"every": 1, "warmup": 0.0, "cooldown": 0.25},
+        "training": {
+            "steps": 6,
+            "logging_steps": 1,
+            "batch_size": 2,
+            "sequence_length": 16,
+            "learning_rate": 1e-2,
+            "compact": compact,
+        },
+        "export": export,
+    }
+    result = prune(folder, spec, train_data=ids, progress=False)
+    return result, [row["loss"] for row in result.log if "loss" in row]
+
+
+@pytest.mark.parametrize("compact", ["auto", "always"])
+def test_a_4_bit_base_that_is_cut_while_it_is_trained(compact, tmp_path, monkeypatch):
+    """By whole blocks it is the masked one; coded anew it stays near, and the result is of the original in any case."""
+    sizes = {"hidden_size": 128, "intermediate_size": 128, "head_dim": 64}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2}
+    whole = tiny("llama", **sizes)
+    whole.save_pretrained(tmp_path / "original")
+    ids = torch.randint(0, 97, (24, 16), generator=torch.Generator().manual_seed(0))
+    cut, honest = [], Compactor.cut
+
+    def watched(self, plan):
+        cut.append({name.rpartition("/")[2] for name in honest(self, plan).gone.removed})
+        return self.present
+
+    monkeypatch.setattr(Compactor, "cut", watched)
+    (small, losses), (masked, others) = (pruned(tmp_path / "original", ids, how, "nf4") for how in (compact, "never"))
+    notes = [note for note in small.report.notes if "4" in note and "bit" in note]
+    if compact == "auto":
+        assert cut[-1] == {"attention.group"} and "mlp.channel is pruned by masks until the end" in notes[0]
+        assert losses == pytest.approx(others, rel=1e-5) and small.plan == masked.plan
+    else:
+        assert cut[-1] == {"attention.group", "mlp.channel"} and len(cut) > 2
+        assert notes[0].startswith("4-bit layers are coded anew of the original weights wherever mlp.channel is cut")
+        assert losses == pytest.approx(others, rel=3e-2)
+    expected = reshape(whole, small.plan, small.graph)
+    for name, weight in small.model.named_parameters():
+        assert weight.shape == expected.get_parameter(name).shape
+        if "proj" not in name:
+            assert torch.equal(weight, expected.get_parameter(name))
+
+
 @pytest.mark.parametrize("merge", [True, False])
 def test_an_int8_base_that_is_cut_while_it_is_trained_ends_like_one_under_masks(merge, tmp_path):
     tiny("llama", **WIDE["llama"]).save_pretrained(tmp_path / "original")
     ids = torch.randint(0, 97, (24, 16), generator=torch.Generator().manual_seed(0))
-    ends = {}
-    for compact in ("always", "never"):
-        spec = {
-            "targets": [{"role": "attention.group", "count": 1}, {"role": "mlp.channel", "ratio": 0.5}],
-            "quantization": "int8",
-            "lora": {"dropout": 0.0},
-            "schedule": {"every": 1, "warmup": 0.0, "cooldown": 0.25},
-            "training": {
-                "steps": 6,
-                "logging_steps": 1,
-                "batch_size": 2,
-                "sequence_length": 16,
-                "learning_rate": 1e-2,
-                "compact": compact,
-            },
-            "export": {"merge_lora": merge},
-        }
-        ends[compact] = prune(tmp_path / "original", spec, train_data=ids, progress=False)
-    small, masked = ends["always"], ends["never"]
+    (small, losses), (masked, others) = (
+        pruned(tmp_path / "original", ids, compact, merge_lora=merge) for compact in ("always", "never")
+    )
     assert small.plan == masked.plan and len(small.events) > 2
     assert not any("masks" in note for note in small.report.notes)
-    losses = [[row["loss"] for row in end.log if "loss" in row] for end in (small, masked)]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert losses == pytest.approx(others, rel=1e-4)
     weights = dict(masked.model.named_parameters())
     for name, weight in small.model.named_parameters():
         torch.testing.assert_close(weight, weights[name], rtol=1e-3, atol=1e-4)

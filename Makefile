@@ -3,6 +3,7 @@
 #
 #   make demo    prune a small model and print the report
 #   make test    the default tests          make slow   the long ones
+#   make extras  those that need bitsandbytes and trl, which it installs
 #   make lint    ruff, formatting, mypy     make ci     what CI runs
 #
 # `make test PYTHON=python3.12` picks the interpreter of a new .venv, `ARGS` passes options on: make test ARGS="-k trace"
@@ -16,17 +17,18 @@ BIN := $(VENV)/bin
 # The dev tools apart: `make demo` should not download a type checker.
 RUN_READY := $(VENV)/.ready-run
 DEV_READY := $(VENV)/.ready-dev
+EXTRAS_READY := $(VENV)/.ready-extras
 
 # Constraints keep every install at the versions the project is tested with. Build isolation would fetch a second,
 # unpinned setuptools for each build, so the pinned one of .venv is used.
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 EDITABLE    := --no-build-isolation --editable
 
-.PHONY: demo test slow lint format wheel ci clean help
+.PHONY: demo test slow extras lint format wheel ci clean help
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n '4,8s/^# *//p' Makefile
+	@sed -n '4,9s/^# *//p' Makefile
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
@@ -45,6 +47,10 @@ $(DEV_READY): $(RUN_READY)
 	$(PIP_INSTALL) $(EDITABLE) '.[dev]'
 	@touch $@
 
+$(EXTRAS_READY): $(DEV_READY)
+	$(PIP_INSTALL) $(EDITABLE) '.[bitsandbytes,trl]'
+	@touch $@
+
 demo: $(RUN_READY)
 	$(BIN)/graphprune quickstart $(ARGS)
 
@@ -53,6 +59,11 @@ test: $(DEV_READY)
 
 slow: $(DEV_READY)
 	$(BIN)/python -m pytest -n $(WORKERS) -m "slow and not gpu" $(ARGS)
+
+# The files of which at least a part is skipped without the extras.
+extras: $(EXTRAS_READY)
+	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS) \
+	  $$(grep -rlE 'importorskip\("(bitsandbytes|trl)"|from tests\.quantised' tests --include='test_*.py')
 
 lint: $(DEV_READY)
 	$(BIN)/ruff check .

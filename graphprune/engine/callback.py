@@ -117,6 +117,7 @@ class PruneCallback(TrainerCallback):
         self._uncut: Identity | None = None
         self._backwards = 1
         self._compiled = False
+        self._read: tuple[Path, EngineState] | None = None
 
     @property
     def plan(self) -> PrunePlan:
@@ -159,7 +160,8 @@ class PruneCallback(TrainerCallback):
         """The checkpoint to resume from may have smaller weights; the model is cut before it loads them."""
         if self.checkpoint is None:
             return
-        saved, model = EngineState.load(Path(self.checkpoint)), kwargs["model"]
+        self._read = None
+        saved, model = self._saved_in(Path(self.checkpoint)), kwargs["model"]
         if saved.compacted is not None:
             self.graph = self._graph_of(model)
             self._uncut = Identity.of_training(self.spec, 0, self.graph, model)
@@ -246,7 +248,7 @@ class PruneCallback(TrainerCallback):
         """Goes on from the checkpoint whose weights the Trainer has just loaded."""
         assert self._identity is not None
         folder = Path(self.checkpoint) if self.checkpoint is not None else _checkpoint_of(args, step)
-        saved = EngineState.load(folder)
+        saved, self._read = self._saved_in(folder), None  # it may be another one when this trains again
         if saved.step != step:
             raise CheckpointError(
                 f"the Trainer resumes at step {step}, but {folder} was written at step {saved.step}. "
@@ -262,6 +264,12 @@ class PruneCallback(TrainerCallback):
         self._running.check_agreed()
         gone = sum(len(units) for units in saved.plan.removed.values())
         log.info("continued after step %d, with %d units removed", step, gone)
+
+    def _saved_in(self, folder: Path) -> EngineState:
+        """The state in a checkpoint, which is hashed only once from the Trainer's set-up to its beginning."""
+        if self._read is None or self._read[0] != folder:
+            self._read = folder, EngineState.load(folder)
+        return self._read[1]
 
     @staticmethod
     def _overflown(model: nn.Module, observer: Observer | None) -> bool:

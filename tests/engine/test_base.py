@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
+import functools
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from graphprune.checkpoint import load
 from graphprune.engine import original as original_module
 from graphprune.engine import run as run_module
 from graphprune.engine.callback import PruneCallback
@@ -18,23 +18,14 @@ from graphprune.errors import CriterionError, SpecError
 from graphprune.packed import packed_kinds
 from graphprune.reshape import reshape
 from tests.decoders import tiny
+from tests.engine import runs
 
 pytest.importorskip("bitsandbytes", reason="needs the extra 'bitsandbytes'")
 
+pytestmark = pytest.mark.usefixtures("proof_in_this_process")
+
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 8}
-TARGETS = [{"role": "attention.group", "count": 2}, {"role": "mlp.channel", "ratio": 0.25}]
-
-
-def make_spec(mode="joint", **rest):
-    training = {"mode": mode, "steps": 4, "batch_size": 4, "sequence_length": 16, "learning_rate": 1e-2}
-    return {
-        "targets": TARGETS,
-        "criterion": {"name": "lora", "average": 0.5},
-        "training": {**training, **rest.pop("training", {})},
-        "schedule": {"every": 1, "warmup": 0.0, "cooldown": 0.3},
-        "quantization": "nf4",
-        **rest,
-    }
+make_spec = functools.partial(runs.make_spec, quantization="nf4")
 
 
 @pytest.fixture
@@ -52,19 +43,6 @@ def original():
 def checkpoint(original, tmp_path):
     original.save_pretrained(tmp_path / "original")
     return tmp_path / "original"
-
-
-@pytest.fixture(autouse=True)
-def _proof_in_this_process(monkeypatch):
-    """The same proof as verify_folder gives, without the seconds that a fresh process takes to start."""
-
-    def verify(folder, inputs, expected_logits):
-        with torch.no_grad():
-            distance = (load(folder)(**inputs).logits - expected_logits).abs().max().item()
-        assert distance < 1e-5
-        return distance
-
-    monkeypatch.setattr(run_module, "verify_folder", verify)
 
 
 def packed(checkpoint, kind="nf4"):

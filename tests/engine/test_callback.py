@@ -339,6 +339,15 @@ def test_a_training_is_resumed_after_its_last_event(resumable):
     assert resumed.state.global_step == 4
 
 
+def test_a_checkpoint_is_read_once_for_each_training(resumable, monkeypatch):
+    folder, trainer = resumable
+    place, honest, read = folder / "checkpoint-3", EngineState.load, []
+    monkeypatch.setattr(EngineState, "load", lambda found: read.append(found.name) or honest(found))
+    for times in (1, 2):
+        trainer(folder="other", checkpoint=place).train(resume_from_checkpoint=place)
+        assert read == ["checkpoint-3"] * times
+
+
 def test_checkpoints_of_a_users_trainer_are_marked_and_two_are_kept(resumable):
     folder, _ = resumable
     assert [found.name for found in checkpoints(folder)] == ["checkpoint-4", "checkpoint-3"]

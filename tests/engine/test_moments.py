@@ -122,6 +122,7 @@ def test_what_is_of_no_known_form_is_named(state, name):
 
 def eight_bit(shape):
     bitsandbytes = pytest.importorskip("bitsandbytes", reason="needs the extra 'bitsandbytes'")
+    bitsandbytes.optim.GlobalOptimManager.get_instance().initialize()  # Trainers leave settings by place in it
     parameter = nn.Parameter(torch.randn(shape))
     optimizer = stepped(lambda p: bitsandbytes.optim.AdamW8bit(p, lr=1e-2), parameter, draw(shape))
     return optimizer.state[parameter], bitsandbytes.functional.dequantize_blockwise

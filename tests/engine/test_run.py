@@ -16,20 +16,9 @@ from graphprune.engine.run import prune
 from graphprune.errors import CheckpointError, DataError, NonFiniteError, SpecError
 from graphprune.plan import PrunePlan
 from graphprune.report import Report
+from tests.engine.runs import make_spec
 
-# Of 4 heads 2: a stock config must divide the hidden size by the number of query heads.
-TARGETS = [{"role": "attention.group", "count": 2}, {"role": "mlp.channel", "ratio": 0.25}]
-
-
-def make_spec(mode="joint", targets=TARGETS, **rest):
-    training = {"mode": mode, "steps": 4, "batch_size": 4, "sequence_length": 16, "learning_rate": 1e-2}
-    return {
-        "targets": targets,
-        "criterion": {"name": "lora", "average": 0.5},
-        "training": training,
-        "schedule": {"every": 1, "warmup": 0.0, "cooldown": 0.3},
-        **rest,
-    }
+pytestmark = pytest.mark.usefixtures("proof_in_this_process")
 
 
 @pytest.fixture
@@ -42,19 +31,6 @@ def tokens() -> torch.Tensor:
 def checkpoint(llama, tmp_path):
     llama.save_pretrained(tmp_path / "original")
     return tmp_path / "original"
-
-
-@pytest.fixture(autouse=True)
-def _proof_in_this_process(monkeypatch):
-    """The same proof as verify_folder gives, without the seconds that a fresh process takes to start."""
-
-    def verify(folder, inputs, expected_logits):
-        with torch.no_grad():
-            distance = (load(folder)(**inputs).logits - expected_logits).abs().max().item()
-        assert distance < 1e-5
-        return distance
-
-    monkeypatch.setattr(run_module, "verify_folder", verify)
 
 
 def digests(folder):

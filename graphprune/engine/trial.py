@@ -46,6 +46,8 @@ def tried(optimizer: torch.optim.Optimizer | None) -> Trial:
     if optimizer is None:
         return Trial()
     name = type(optimizer).__name__
+    if getattr(optimizer, "is_paged", False) and any(p.is_cuda for g in optimizer.param_groups for p in g["params"]):
+        return Trial(f"the optimizer {name} keeps its state in pages, which cannot be cut")  # that of large tensors
     alone = shared = True
     for group in (g for g in optimizer.param_groups if g["params"]):
         shared = False

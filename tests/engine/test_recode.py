@@ -5,6 +5,8 @@ import copy
 import pytest
 import torch
 
+from graphprune.engine.adapters import attach
+from graphprune.engine.callback import PruneCallback
 from graphprune.engine.compact import Compactor, needs_recoding, resume, stays_masked
 from graphprune.engine.present import Present
 from graphprune.engine.recode import reader, unfit
@@ -12,8 +14,10 @@ from graphprune.errors import ReshapeError, SpecError
 from graphprune.packed import packed, packed_in
 from graphprune.plan import PrunePlan
 from graphprune.reshape import reshape
+from graphprune.schema import Lora
 from graphprune.trace import trace
 from tests.decoders import tiny
+from tests.engine.trainers import make_spec, make_trainer
 from tests.quantised import bitsandbytes, load
 
 SIZES = {"hidden_size": 64, "intermediate_size": 256, "head_dim": 64}
@@ -78,6 +82,28 @@ def test_a_model_that_is_cut_to_where_a_training_was_has_the_same_codes(model, o
     resume(twin, graph, compactor.present.gone, lambda: original)
     found, expected = codes_of(twin), codes_of(model)
     assert found.keys() == expected.keys() and all(torch.equal(v, expected[n]) for n, v in found.items())
+
+
+def test_a_training_in_two_parts_ends_as_in_one(model, original, tmp_path):
+    tokens = torch.randint(0, 97, (24, 16), generator=torch.Generator().manual_seed(0))
+    graph, ends = trace(model), []
+    targets = [{"role": "mlp.channel", "ratio": 0.75}, {"role": "attention.group", "count": 1}]
+    spec = make_spec(targets, compact="always", kind="linear", warmup=0.0)
+    last = tmp_path / "run" / "checkpoint-5"
+    for part in (None, last):
+        torch.manual_seed(1)
+        groups = graph.select(role=["attention.group", "mlp.channel"])
+        wrapped = attach(copy.deepcopy(model), graph, groups, Lora(r=4, dropout=0.0))
+        callback = PruneCallback(spec, graph, part, original)
+        options = {"save_strategy": "steps", "save_steps": 1}
+        trainer = make_trainer(wrapped, tokens, tmp_path / "run", callback, **options)
+        trainer.train(resume_from_checkpoint=part)
+        assert {len(units) for units in callback.compacted.removed.values()} == {1, 192}
+        ends.append((callback.plan, wrapped.state_dict(), codes_of(wrapped)))
+    (plan, tensors, codes), (other_plan, others, other_codes) = ends
+    assert plan == other_plan
+    assert all(torch.equal(v, others[n]) for n, v in tensors.items())
+    assert all(torch.equal(v, other_codes[n]) for n, v in codes.items())
 
 
 def test_layers_that_moved_up_find_their_originals(model, original):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,14 @@ from graphprune.compiled import forget, launched_compiled
 from graphprune.declare import declare
 from graphprune.engine.adapters import check_adapters, trace_without_adapters
 from graphprune.engine.compact import Compactor, begun, obstacle, resume, stays_masked
-from graphprune.engine.finite import check_gradients, nonfinite_gradients
+from graphprune.engine.finite import check_gradients
+from graphprune.engine.gradients import Gradients
 from graphprune.engine.identity import Identity
 from graphprune.engine.parallel import check_parallel
 from graphprune.engine.present import Present
 from graphprune.engine.pruner import PruneEvent, Pruner
 from graphprune.engine.state import EngineState
+from graphprune.engine.zero import BeforeSteps, engine_of
 from graphprune.errors import (
     CheckpointError,
     DistributedError,
@@ -107,6 +109,7 @@ class PruneCallback(TrainerCallback):
         self._compactor: Compactor | None = None
         self._present: Present | None = None
         self._watching = ExitStack()
+        self._stepping: BeforeSteps | None = None
         self._identity: Identity | None = None
         self._uncut: Identity | None = None
         self._backwards = 1
@@ -139,6 +142,9 @@ class PruneCallback(TrainerCallback):
     def close(self) -> None:
         """Takes masks and observers off the model; for a training that was broken off."""
         self._unwatch()
+        if self._stepping is not None:
+            self._stepping.close()
+            self._stepping = None
 
     def tell_what_is_gone(self) -> None:
         """Warns, for a training that was broken off, if the model has lost units; they cannot come back."""
@@ -185,24 +191,33 @@ class PruneCallback(TrainerCallback):
         groups = self._present.groups(self.pruner.groups)
         check_adapters(model, groups, self.pruner.criterion)
         self._compactor = self._compacting(args, model, groups, kwargs.get("optimizer"))
+        engine = engine_of(model)
+        if engine is not None:
+            self._stepping = BeforeSteps(engine, lambda gradients: self._score(state, model, gradients))
+            self._stepping.open()
         self._watch(model)
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        pruner, model, step = self._running, kwargs["model"], state.global_step + 1
-        present = self._present
+        if not self._stepping:  # DeepSpeed has made the step by now, and the units are scored
+            self._score(state, kwargs["model"], Gradients(kwargs["optimizer"]))
+
+    def _score(self, state: TrainerState, model: nn.Module, gradients: Gradients) -> None:
+        """Scores the batches of one optimizer step, before it is made, and prunes if that is due."""
+        pruner, present, step = self._running, self._present, state.global_step + 1
         assert present is not None
-        scale = _unscale(kwargs["optimizer"])
+        scale, broken = gradients.loss_scale, gradients.nonfinite(model)
         seen = None if pruner.done else self._observer
         if seen is not None:
             seen.share()
-        if scale is not None and self._overflown(model, seen):
+            seen.gradient_of = gradients.of
+        if scale is not None and self._overflown(broken, seen):
             log.info("step %d: overflow in half precision, so this step is skipped and not scored", step)
             if seen is not None:
                 seen.reset()
             return
-        check_gradients(model, present.groups(pruner.groups), step)
+        check_gradients(broken, present.groups(pruner.groups), step)
         if seen is None:
             return
         seen.loss_scale = scale or 1.0
@@ -257,10 +272,10 @@ class PruneCallback(TrainerCallback):
         log.info("continued after step %d, with %d units removed", step, gone)
 
     @staticmethod
-    def _overflown(model: nn.Module, observer: Observer | None) -> bool:
+    def _overflown(broken: list[str], observer: Observer | None) -> bool:
         # Both are asked, whatever the first says: what is divided among processes is gathered on the way.
         seen = None if observer is None else observer.nonfinite()
-        return processes.any_of(bool(nonfinite_gradients(model)) or seen is not None)
+        return processes.any_of(bool(broken) or seen is not None)
 
     def _graph_of(self, model: nn.Module) -> DependencyGraph:
         """The graph that the run speaks of: of the model before an unfinished pruning, if there is one."""
@@ -336,20 +351,6 @@ class PruneCallback(TrainerCallback):
 def _checkpoint_of(args: TrainingArguments, step: int) -> Path:
     """Where a Trainer keeps its checkpoint of ``step``."""
     return Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{step}"
-
-
-def _unscale(optimizer: Any) -> float | None:
-    """Unscales the gradients of what is trained; the factor that the loss carried, None where there is no scaler.
-
-    Scores must not carry the loss scale. Clipping has unscaled the gradients already, and a second time is refused.
-    Overflow is part of the method there (fp16).
-    """
-    scaler = getattr(optimizer, "scaler", None)
-    if scaler is None:
-        return None
-    with suppress(RuntimeError):
-        scaler.unscale_(optimizer.optimizer)
-    return float(scaler.get_scale())
 
 
 def _last_loss(state: TrainerState) -> float | None:

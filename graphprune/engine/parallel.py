@@ -10,9 +10,6 @@ from torch.distributed.tensor import DTensor
 from transformers import TrainingArguments
 
 from graphprune.errors import DistributedError
-from graphprune.importance import Criterion, Signal
-
-_OF_WEIGHTS = frozenset({Signal.WEIGHT_GRADIENT, Signal.SQUARED_GRADIENT})
 
 
 def check_launch() -> None:
@@ -50,12 +47,6 @@ def check_parallel(args: TrainingArguments, model: nn.Module, criterion: Criteri
             "(CUDA_VISIBLE_DEVICES=0)."
         )
     parameters = list(model.parameters())
-    if args.deepspeed or getattr(args, "deepspeed_plugin", None) or any(hasattr(p, "ds_id") for p in parameters):
-        raise DistributedError(
-            "DeepSpeed takes gradients off the parameters before the optimizer step, and with stage 3 the weights too, "
-            "so that units cannot be scored. Expected plain data parallelism (accelerate launch --multi_gpu) or FSDP2 "
-            "(accelerate launch --use_fsdp --fsdp_version 2)."
-        )
     modules = list(model.modules())
     if any(isinstance(module, FullyShardedDataParallel) for module in modules):
         raise DistributedError(
@@ -74,10 +65,4 @@ def check_parallel(args: TrainingArguments, model: nn.Module, criterion: Criteri
         raise DistributedError(
             "the model is divided in two ways at once, by FSDP2 and by another kind of parallelism, which cannot be "
             "followed. Expected FSDP2 alone, or with replicas."
-        )
-    if criterion.signals & _OF_WEIGHTS:
-        raise DistributedError(
-            f"criterion '{criterion.name}' reads gradients of weights, which FSDP2 gives out in parts and frees. "
-            "Expected a criterion that does without: lora, gate, wanda, magnitude; or a model that fits every device "
-            "(accelerate launch --multi_gpu)."
         )

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from graphprune import processes
+from graphprune.divided import zeros
 from graphprune.names import resolve_tensor
 from graphprune.observe.checkpointing import refuse_reentrant
 
@@ -117,7 +118,7 @@ class GradientRecorder:
             reached = processes.total([torch.tensor([float(key in store) for key in tensors])])[0] > 0
             for (key, tensor), anywhere in zip(tensors.items(), reached.tolist(), strict=True):
                 if anywhere:
-                    own = store[key] if key in store else torch.zeros_like(tensor, requires_grad=False)
+                    own = store[key] if key in store else zeros(tensor)
                     store[key] = processes.mean([own])[0]
 
     def sum(self, tensor: str) -> Tensor:
@@ -138,7 +139,7 @@ class GradientRecorder:
     def _read(self, store: dict[int, Tensor], name: str) -> Tensor:
         tensor = self._tensors[name]
         recorded = store.get(id(tensor))
-        return torch.zeros_like(tensor, requires_grad=False) if recorded is None else recorded
+        return zeros(tensor) if recorded is None else recorded
 
     def _add(self, parameter: Tensor, gradient: Tensor) -> None:
         key = id(parameter)

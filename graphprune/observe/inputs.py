@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from graphprune import processes
+from graphprune.divided import shape_of
 from graphprune.names import bare, plain, resolve_module
 
 
@@ -73,7 +74,8 @@ class InputRecorder:
             return self._sums[layer]
         base = plain(layer)
         weight = base.get_parameter("weight")
-        size = weight.shape[0] if isinstance(base, Conv1D) else int(getattr(base, "in_features", weight.shape[1]))
+        shape = shape_of(weight)
+        size = shape[0] if isinstance(base, Conv1D) else int(getattr(base, "in_features", shape[-1]))
         return torch.zeros(size, dtype=torch.promote_types(weight.dtype, torch.float32), device=weight.device)
 
     def _note_mask(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -9,22 +9,23 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from typing_extensions import Self
 
 from graphprune import processes
 from graphprune.compiled import forget, is_compiled
+from graphprune.divided import is_divided
 from graphprune.errors import CriterionError
 from graphprune.graph import DependencyGraph, Group
 from graphprune.importance.base import Criterion, LoraFactors, MemberCriterion, Observation, Signal
 from graphprune.names import bare, plain, resolve_module, resolve_tensor
 from graphprune.observe.factors import (
     BaseRows,
+    GradientOf,
     base_shape,
     base_weight,
     factor_parameters,
-    gathered,
     lora_factors,
+    own_gradient,
 )
 from graphprune.observe.gates import GateRecorder
 from graphprune.observe.gradients import GradientRecorder
@@ -65,6 +66,7 @@ class Observer(Observation):
 
     Attributes:
         loss_scale: the factor that losses carried (mixed precision in float16); gradients are divided by it.
+        gradient_of: tells the gradients of adapters, where they do not hang on the adapters' parameters.
 
     Raises:
         CriterionError: if a signal cannot be recorded for a group.
@@ -86,7 +88,7 @@ class Observer(Observation):
             raise CriterionError(f"group '{unknown[0]}' is not in the graph of this model; trace the model again")
         self._tensors = tuple(dict.fromkeys(m.tensor for g in self._groups for m in g.members))
         found = [resolve_tensor(model, name) for name in self._tensors]
-        problem = absent(model, [tensor for tensor in found if not isinstance(tensor, DTensor)])
+        problem = absent(model, [tensor for tensor in found if not is_divided(tensor)])
         if problem is not None:
             raise CriterionError(f"the model's weights cannot be read: {problem}.")
         self._forwards = 0
@@ -94,6 +96,7 @@ class Observer(Observation):
         self._open = ExitStack()
         self._rows: BaseRows | None = None  # of the tensor that is gone through now, from its first row on
         self.loss_scale = 1.0
+        self.gradient_of: GradientOf = own_gradient
         sums, squares = Signal.WEIGHT_GRADIENT in self._signals, Signal.SQUARED_GRADIENT in self._signals
         if sums or squares:
             _check_gradients(model, self._tensors)
@@ -188,12 +191,13 @@ class Observer(Observation):
     def lora(self, tensor: str) -> LoraFactors | None:
         self._need(Signal.LORA)
         factors = list(factor_parameters(self._model, tensor))
-        if factors and all(f.grad is None for f in factors) and not self._any_adapter_gradient():
+        hanging = self.gradient_of is own_gradient
+        if factors and hanging and all(f.grad is None for f in factors) and not self._any_adapter_gradient():
             raise CriterionError(
                 f"the adapter on '{tensor}' has no gradient, nor has any other. "
                 "Run a backward pass with trainable adapters before scoring."
             )
-        return lora_factors(self._model, tensor)
+        return lora_factors(self._model, tensor, self.gradient_of)
 
     def input_norm(self, tensor: str) -> Tensor | None:
         self._need(Signal.INPUT_NORM)
@@ -227,9 +231,9 @@ class Observer(Observation):
         if Signal.LORA in self._signals:
             for name in self._tensors:
                 for factor in factor_parameters(self._model, name):
-                    if factor.grad is not None:
-                        what = f"the gradient of the adapter on '{name}' ({tuple(factor.shape)})"
-                        found[what] = gathered(factor.grad)
+                    gradient = self.gradient_of(factor)
+                    if gradient is not None:
+                        found[f"the gradient of the adapter on '{name}' ({tuple(gradient.shape)})"] = gradient
         return next((what for what, value in found.items() if not _finite(value)), None)
 
     def _recorders(self) -> list[_Recorder]:

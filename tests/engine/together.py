@@ -68,8 +68,9 @@ def work(job, folder):
     spec = PruneSpec.model_validate(job["spec"])
     model: nn.Module = make_llama() if job.get("model") is None else tiny(job["model"])
     graph = trace(model)
+    zero = job.get("deepspeed")
     if job.get("divided") == "loaded":
-        model = loaded_in_parts(model, folder)
+        model = loaded_in_parts(model, folder) if zero is None else loaded_by_deepspeed(model, folder, zero)
     torch.manual_seed(job.get("seed", 3))
     if job.get("adapters", True):
         model = attach(model, graph, [g for t in resolve_targets(spec, graph) for g in t.groups], Lora(r=4, dropout=0))
@@ -91,6 +92,7 @@ def work(job, folder):
         logging_steps=1,
         learning_rate=1e-2,
         **{"output_dir": str(folder / "out"), "save_strategy": "no", **job.get("options", {})},
+        **({} if zero is None else {"deepspeed": deepspeed_config(zero)}),
     )
     data = load_blocks(tokens, sequence_length=16)
     trainer = Trainer(model=model, args=arguments, train_dataset=data, callbacks=[callback])
@@ -120,6 +122,32 @@ def loaded_in_parts(model, folder):
     save_file(model.state_dict(), place / "model.safetensors", metadata={"format": "pt"})
     config = DistributedConfig(fsdp_size=int(os.environ["WORLD_SIZE"]))
     return type(model).from_pretrained(place, distributed_config=config)
+
+
+def loaded_by_deepspeed(model, folder, stage):
+    """Divided by DeepSpeed while it is loaded, as transformers does where it knows the config before."""
+    from transformers.integrations import HfDeepSpeedConfig
+
+    meet()
+    place = folder / f"whole{os.environ['RANK']}"
+    model.config.save_pretrained(place)
+    save_file(model.state_dict(), place / "model.safetensors", metadata={"format": "pt"})
+    sizes = {"train_micro_batch_size_per_gpu": 1, "train_batch_size": 2, "gradient_accumulation_steps": 1}
+    config = HfDeepSpeedConfig({**deepspeed_config(stage), **sizes})
+    loaded = type(model).from_pretrained(place)
+    assert config.is_zero3() and not next(loaded.parameters()).numel()
+    return loaded
+
+
+def deepspeed_config(stage):
+    """One that leaves to the Trainer what it can; nothing is small enough to be kept whole."""
+    zero = {
+        "stage": stage,
+        "stage3_gather_16bit_weights_on_model_save": True,
+        "stage3_param_persistence_threshold": 0,
+    }
+    sizes = ("train_micro_batch_size_per_gpu", "train_batch_size", "gradient_accumulation_steps", "gradient_clipping")
+    return {"zero_optimization": zero, "zero_allow_untested_optimizer": True, **dict.fromkeys(sizes, "auto")}
 
 
 def meet():

@@ -343,7 +343,9 @@ class PruneCallback(TrainerCallback):
             self._masks.set(name, units)
         self._masks.attach()
         if not pruner.done:  # else training need not pay for scores
-            observer = Observer.for_criterion(model, present.graph, groups, pruner.criterion, self._backwards)
+            observer = Observer.for_criterion(
+                model, present.graph, groups, pruner.criterion, self._backwards, meeting=not self._compiled
+            )
             self._observer = self._watching.enter_context(observer)
         self._hooks_changed()
 

@@ -30,9 +30,14 @@ from graphprune.observe.factors import (
 from graphprune.observe.gates import GateRecorder
 from graphprune.observe.gradients import GradientRecorder
 from graphprune.observe.inputs import InputRecorder
+from graphprune.observe.joint import JointGradients, JointScores
 from graphprune.observe.streamed import MemberScores
+from graphprune.observe.unsharded import settle
 from graphprune.packed import keep_trainable, packed
 from graphprune.placement import absent
+
+
+_OF_WEIGHTS = frozenset({Signal.WEIGHT_GRADIENT, Signal.SQUARED_GRADIENT})
 
 
 class _Recorder(Protocol):
@@ -63,6 +68,7 @@ class Observer(Observation):
         signals: what to record.
         streamed: a criterion whose scores are taken inside each backward pass, instead of keeping weight gradients;
             see :meth:`for_criterion`.
+        joint: whether processes average gradients as they come, instead of averaging scores, or gradients in the end.
 
     Attributes:
         loss_scale: the factor that losses carried (mixed precision in float16); gradients are divided by it.
@@ -79,7 +85,10 @@ class Observer(Observation):
         groups: Iterable[Group],
         signals: Iterable[Signal],
         streamed: MemberCriterion | None = None,
+        *,
+        joint: bool = False,
     ) -> None:
+        settle(model)
         self._model = model
         self._groups = tuple(groups)
         self._signals = frozenset(signals)
@@ -102,7 +111,9 @@ class Observer(Observation):
             _check_gradients(model, self._tensors)
         self._streamed, self._scores, self._gradients = streamed, None, None
         if streamed is not None and (sums or squares):
-            self._scores = MemberScores(model, self._groups, streamed, self)
+            self._scores = (JointScores if joint else MemberScores)(model, self._groups, streamed, self)
+        elif joint:
+            self._gradients = JointGradients(model, self._tensors)
         elif sums or squares:
             self._gradients = GradientRecorder(model, self._tensors, sums=sums, squares=squares)
         self._inputs = InputRecorder(model, self._tensors) if Signal.INPUT_NORM in self._signals else None
@@ -110,7 +121,14 @@ class Observer(Observation):
 
     @classmethod
     def for_criterion(
-        cls, model: nn.Module, graph: DependencyGraph, groups: Iterable[Group], criterion: Criterion, backwards: int = 1
+        cls,
+        model: nn.Module,
+        graph: DependencyGraph,
+        groups: Iterable[Group],
+        criterion: Criterion,
+        backwards: int = 1,
+        *,
+        meeting: bool = False,
     ) -> Self:
         """An observer of what ``criterion`` reads, in the way that holds the least memory.
 
@@ -120,10 +138,19 @@ class Observer(Observation):
             groups: as above.
             criterion: what is going to read the observation.
             backwards: how many backward passes go into one score, over all processes.
+            meeting: whether processes may exchange gradients inside their backward passes, which all of them begin
+                and end together.
         """
-        streams = isinstance(criterion, MemberCriterion) and criterion.streams(backwards)
-        streamed = criterion if isinstance(criterion, MemberCriterion) and streams else None
-        return cls(model, graph, groups, criterion.signals, streamed)
+        streamed = criterion if isinstance(criterion, MemberCriterion) else None
+        if streamed is not None and streamed.streams(backwards):
+            return cls(model, graph, groups, criterion.signals, streamed)
+        first_order = criterion.signals & _OF_WEIGHTS == {Signal.WEIGHT_GRADIENT}
+        if not (meeting and processes.count() > 1 and first_order):
+            return cls(model, graph, groups, criterion.signals)
+        if streamed is not None and backwards == processes.count() and streamed.streams(1):
+            return cls(model, graph, groups, criterion.signals, streamed, joint=True)
+        divided = any(is_divided(parameter) for parameter in model.parameters())
+        return cls(model, graph, groups, criterion.signals, joint=divided)
 
     def __enter__(self) -> Self:
         keep_trainable(self._model)  # a forward pass without gradients could make its weights unreadable

@@ -64,7 +64,9 @@ def launch(jobs, folder, **options):
 def work(job, folder):
     """One training, as in a user's script."""
     from transformers import PrinterCallback, Trainer, TrainingArguments
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+    unset_hf_deepspeed_config()  # of the job before, in whose parts this model would be made
     spec = PruneSpec.model_validate(job["spec"])
     model: nn.Module = make_llama() if job.get("model") is None else tiny(job["model"])
     graph = trace(model)
@@ -108,7 +110,7 @@ def work(job, folder):
         "plan": callback.plan.removed,
         "scores": callback.scores,
         "losses": [row["loss"] for row in trainer.state.log_history if "loss" in row],
-        "streamed": callback._observer is not None and callback._observer._scores is not None,
+        "recorder": type(callback._observer._scores or callback._observer._gradients).__name__,
     }
 
 

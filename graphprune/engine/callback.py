@@ -171,7 +171,7 @@ class PruneCallback(TrainerCallback):
         self.close()
         self._compiled = args.torch_compile or launched_compiled()
         model: nn.Module = kwargs["model"]
-        check_parallel(args, model, self.spec.criterion.build())
+        check_parallel(args, model)
         self.graph = self._graph_of(model)
         self.pruner = Pruner(self.graph, self.spec, state.max_steps)
         # Of a model that was cut to a checkpoint, what it was before; once, as a callback may see several trainings.

@@ -31,7 +31,7 @@ def _is_on(value: str) -> bool:
     return value.lower() in ("1", "true", "yes", "on")
 
 
-def check_parallel(args: TrainingArguments, model: nn.Module, criterion: Criterion) -> None:
+def check_parallel(args: TrainingArguments, model: nn.Module) -> None:
     """Refuses what would give wrong scores, or none.
 
     Copies of the model in several processes (DDP) and parameters that are divided among them (FSDP2) can be followed.

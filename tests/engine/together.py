@@ -57,8 +57,13 @@ def launch(jobs, folder, **options):
     """What every process found, in the order of their ranks: by the name of the job."""
     (folder / "jobs.json").write_text(json.dumps(jobs))
     done = started(folder, __file__, str(folder), **options)
-    assert done.returncode == 0, done.stderr[-5000:]
+    assert done.returncode == 0, _of_failure(done.stderr)
     return [torch.load(file, weights_only=False) for file in sorted(folder.glob("found*"))]
+
+
+def _of_failure(text):
+    """The lines of the first process that failed, where the launcher marks them; what else it says is of no help."""
+    return "\n".join(line for line in text.splitlines() if line.startswith("[rank0]"))[-3000:] or text[-5000:]
 
 
 def work(job, folder):
@@ -105,12 +110,14 @@ def work(job, folder):
         return {"error": f"{type(error).__name__}: {error}"}
     if job.get("save"):
         trainer.save_model(str(folder / job["save"]))
+    seen = callback._observer
     return {
         "world": arguments.world_size,
         "plan": callback.plan.removed,
         "scores": callback.scores,
+        "notes": callback.notes,
         "losses": [row["loss"] for row in trainer.state.log_history if "loss" in row],
-        "recorder": type(callback._observer._scores or callback._observer._gradients).__name__,
+        "recorder": None if seen is None else type(seen._scores or seen._gradients).__name__,
     }
 
 
@@ -128,9 +135,11 @@ def loaded_in_parts(model, folder):
 
 def loaded_by_deepspeed(model, folder, stage):
     """Divided by DeepSpeed while it is loaded, as transformers does where it knows the config before."""
+    import deepspeed
     from transformers.integrations import HfDeepSpeedConfig
 
     meet()
+    deepspeed.init_distributed("gloo")
     place = folder / f"whole{os.environ['RANK']}"
     model.config.save_pretrained(place)
     save_file(model.state_dict(), place / "model.safetensors", metadata={"format": "pt"})

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from graphprune import processes
 from graphprune.engine.gradients import Gradients
@@ -34,6 +35,9 @@ class BeforeSteps:
 
     A Trainer's own event comes too late: when it is told of a step, DeepSpeed has done it, and the gradients are gone.
 
+    Stage 3 keeps the last gradient of a parameter that no backward pass has reached since, such as one of a silenced
+    layer, counts it where it clips, and lets the optimizer go on with it. So these are set to zero here.
+
     Args:
         engine: the engine of the training; what requires a gradient now is what it trains.
         act: is called in every process.
@@ -42,18 +46,31 @@ class BeforeSteps:
     def __init__(self, engine: Any, act: Callable[[Gradients], None]) -> None:
         self._engine, self._act = engine, act
         self._trained = {name: p for name, p in engine.module.named_parameters() if p.requires_grad}
+        self._reached: set[int] = set()
+        self._handles: list[RemovableHandle] = []
         self._step: Callable[..., Any] = engine.step
 
     def open(self) -> None:
         """Begins; the engine is the same one afterwards, with another ``step``."""
         self._engine.step = self._before_step
+        for parameter in self._trained.values():
+            self._handles.append(parameter.register_post_accumulate_grad_hook(self._note))  # type: ignore[no-untyped-call]
 
     def close(self) -> None:
         """Gives the engine its own ``step`` back."""
         del self._engine.step
+        while self._handles:
+            self._handles.pop().remove()
+
+    def _note(self, parameter: Tensor) -> None:
+        self._reached.add(id(parameter))
 
     def _before_step(self, *args: Any, **kwargs: Any) -> Any:
         if self._engine.is_gradient_accumulation_boundary():
+            for parameter in self._trained.values():
+                if id(parameter) not in self._reached:
+                    _clear(parameter)
+            self._reached.clear()
             self._act(ZeroGradients(self._engine, self._trained))
         return self._step(*args, **kwargs)
 
@@ -94,6 +111,13 @@ def _loss_scale(engine: Any) -> float | None:
         return None
     found = getattr(engine.optimizer, "loss_scale", None)
     return float(engine.optimizer.cur_scale if found is None else found)
+
+
+def _clear(parameter: nn.Parameter) -> None:
+    from deepspeed.utils import safe_get_local_grad, safe_set_local_grad
+
+    if hasattr(parameter, "ds_id"):
+        safe_set_local_grad(parameter, torch.zeros_like(safe_get_local_grad(parameter)))
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor | None:

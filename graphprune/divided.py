@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ def is_divided(tensor: Tensor) -> bool:
 
 def shape_of(tensor: Tensor) -> torch.Size:
     """The shape of the whole tensor; DeepSpeed's parts themselves are empty."""
-    return torch.Size(tensor.ds_shape) if _of_deepspeed(tensor) else tensor.shape
+    return torch.Size(cast(Any, tensor).ds_shape) if _of_deepspeed(tensor) else tensor.shape
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -25,9 +25,9 @@ def whole(tensor: Tensor) -> Tensor:
     Any other tensor is given back as it is, or detached.
     """
     if isinstance(tensor, DTensor):
-        return tensor.detach().full_tensor()
+        return cast(Tensor, cast(Any, tensor.detach()).full_tensor())
     # While its layer runs, forward or backward, DeepSpeed has the whole there, and must not be made to let go of it.
-    if not _of_deepspeed(tensor) or tensor.ds_status.name == "AVAILABLE":
+    if not _of_deepspeed(tensor) or cast(Any, tensor).ds_status.name == "AVAILABLE":
         return tensor.detach() if tensor.requires_grad else tensor
     import deepspeed
 

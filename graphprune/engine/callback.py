@@ -191,7 +191,7 @@ class PruneCallback(TrainerCallback):
         groups = self._present.groups(self.pruner.groups)
         check_adapters(model, groups, self.pruner.criterion)
         self._compactor = self._compacting(args, model, groups, kwargs.get("optimizer"))
-        engine = engine_of(model)
+        engine = engine_of(model, kwargs.get("optimizer"))
         if engine is not None:
             self._stepping = BeforeSteps(engine, lambda gradients: self._score(state, model, gradients))
             self._stepping.open()

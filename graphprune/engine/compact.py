@@ -54,7 +54,7 @@ def obstacle(
     parameters = list(model.parameters())
     if any(is_divided(p) for p in parameters):
         return "its tensors are spread over processes"
-    if engine_of(model) is not None:
+    if engine_of(model, optimizer) is not None:
         return "DeepSpeed keeps the optimizer's state in flat pieces"
     devices = {p.device for p in parameters}
     if len(devices) > 1 or any(d.type == "meta" for d in devices):

@@ -20,14 +20,21 @@ from graphprune.names import bare
 _EPSILON = 1e-6
 
 
-def engine_of(model: nn.Module) -> Any | None:
-    """The DeepSpeed engine that trains ``model``, which callbacks are not given; None where there is none."""
+def engine_of(model: nn.Module, optimizer: Any) -> Any | None:
+    """The DeepSpeed engine that trains ``model``, which callbacks are not given; None where there is none.
+
+    Args:
+        model: as the Trainer hands it to callbacks.
+        optimizer: the same; it tells this engine from one of an earlier training.
+    """
     if "deepspeed" not in sys.modules:
         return None
     from deepspeed import DeepSpeedEngine
 
+    used = getattr(optimizer, "optimizer", None)  # below Accelerate's wrapper
     engines = (thing for thing in gc.get_objects() if issubclass(type(thing), DeepSpeedEngine))
-    return next((engine for engine in engines if bare(engine.module) is bare(model)), None)
+    mine = (engine for engine in engines if bare(engine.module) is bare(model) and engine.optimizer is used)
+    return next(mine, None)
 
 
 class BeforeSteps:
@@ -54,7 +61,7 @@ class BeforeSteps:
         """Begins; the engine is the same one afterwards, with another ``step``."""
         self._engine.step = self._before_step
         for parameter in self._trained.values():
-            self._handles.append(parameter.register_post_accumulate_grad_hook(self._note))  # type: ignore[no-untyped-call]
+            self._handles.append(parameter.register_post_accumulate_grad_hook(self._note))
 
     def close(self) -> None:
         """Gives the engine its own ``step`` back."""

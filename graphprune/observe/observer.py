@@ -36,7 +36,6 @@ from graphprune.observe.unsharded import settle
 from graphprune.packed import keep_trainable, packed
 from graphprune.placement import absent
 
-
 _OF_WEIGHTS = frozenset({Signal.WEIGHT_GRADIENT, Signal.SQUARED_GRADIENT})
 
 
@@ -109,7 +108,9 @@ class Observer(Observation):
         sums, squares = Signal.WEIGHT_GRADIENT in self._signals, Signal.SQUARED_GRADIENT in self._signals
         if sums or squares:
             _check_gradients(model, self._tensors)
-        self._streamed, self._scores, self._gradients = streamed, None, None
+        self._streamed = streamed
+        self._scores: MemberScores | None = None
+        self._gradients: GradientRecorder | None = None
         if streamed is not None and (sums or squares):
             self._scores = (JointScores if joint else MemberScores)(model, self._groups, streamed, self)
         elif joint:

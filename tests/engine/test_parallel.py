@@ -23,7 +23,11 @@ TARGETS = [
 
 
 def job(criterion, batch_size, accumulation, **more):
-    spec = {"targets": more.pop("targets", TARGETS), "criterion": criterion, "schedule": {"every": 2, "warmup": 0.0, "cooldown": 0.25}}
+    spec = {
+        "targets": more.pop("targets", TARGETS),
+        "criterion": criterion,
+        "schedule": {"every": 2, "warmup": 0.0, "cooldown": 0.25},
+    }
     spec["training"] = {"compact": more.pop("compact", "auto")}
     options = {"per_device_train_batch_size": batch_size, "gradient_accumulation_steps": accumulation}
     return {"spec": spec, "options": {**options, **more.pop("options", {})}, **more}
@@ -78,7 +82,9 @@ OF_DEEPSPEED = {
     "depth": ("taylor", (2, 1), (4, 1), {**ZERO3, "targets": [{"role": "layer", "count": 1}]}),
     "width": ("gate", (2, 1), (4, 1), {**ZERO3, "targets": [{"role": "hidden", "ratio": 0.25}]}),
 }
-needs_deepspeed = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="needs the extra 'distributed'")
+needs_deepspeed = pytest.mark.skipif(
+    importlib.util.find_spec("deepspeed") is None, reason="needs the extra 'distributed'"
+)
 
 
 def found(table, folder, launcher="torchrun"):
@@ -88,7 +94,9 @@ def found(table, folder, launcher="torchrun"):
 
 def assert_as_one(table, results, folder):
     for name, (criterion, _, one, more) in table.items():
-        alone = together.work(job(criterion, *one, **{k: v for k, v in more.items() if k not in ("divided", "deepspeed")}), folder)
+        alone = together.work(
+            job(criterion, *one, **{k: v for k, v in more.items() if k not in ("divided", "deepspeed")}), folder
+        )
         for result in (process[name] for process in results):
             assert result.get("error") is None, name
             assert result["world"] == 2

@@ -72,9 +72,10 @@ class PruneCallback(TrainerCallback):
 
     A Trainer with ``torch_compile`` compiles anew after every prune event: compiled code would not see new masks.
 
-    In a training of several processes (DDP, FSDP2), units are judged by the batches of all of them: scores and plans
-    are those of one process with the same batches. ``taylor`` with ``mean_of: gradient`` keeps the weight gradients
-    of a step there, because their mean over processes is needed; ``mean_of: batch`` does not.
+    In a training of several processes (DDP, FSDP2, DeepSpeed), units are judged by the batches of all of them: scores
+    and plans are those of one process with the same batches. With ``mean_of: gradient``, ``taylor`` averages each weight
+    gradient over processes as it comes there, and keeps none where a step has no gradient accumulation. Under
+    FSDP2 and DeepSpeed units are masked, never cut.
 
     Args:
         spec: a spec, its file, recipe or dictionary.
@@ -89,7 +90,7 @@ class PruneCallback(TrainerCallback):
         CheckpointError: at the beginning of a training that is resumed from a checkpoint that is not whole, or does
             not belong to this spec and model; when a checkpoint cannot be written.
         DistributedError: at the beginning, where several devices are used in a way that pruning cannot follow
-            (DataParallel, DeepSpeed, FSDP 1, tensor parallelism); during training, if processes disagree on what goes.
+            (DataParallel, FSDP 1, tensor parallelism); during training, if processes disagree on what goes.
         NonFiniteError: during training, for scores or gradients that are NaN or infinite.
     """
 

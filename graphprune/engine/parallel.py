@@ -23,7 +23,7 @@ def check_launch() -> None:
         raise DistributedError(
             f"the processes were started for {asked[0]}, which divides a model among them, and a run ends with cutting "
             "a whole one. Start them with 'accelerate launch --multi_gpu' or torchrun; or use gp.PruneCallback in a "
-            "Trainer of your own, which can be followed through FSDP2."
+            "Trainer of your own, which can be followed through FSDP2 and DeepSpeed."
         )
 
 
@@ -34,11 +34,12 @@ def _is_on(value: str) -> bool:
 def check_parallel(args: TrainingArguments, model: nn.Module) -> None:
     """Refuses what would give wrong scores, or none.
 
-    Copies of the model in several processes (DDP) and parameters that are divided among them (FSDP2) can be followed.
+    Copies of the model in several processes (DDP) and parameters that are divided among them (FSDP2, DeepSpeed) can be
+    followed.
 
     Raises:
-        DistributedError: for several devices in one process by copies (``DataParallel``), DeepSpeed, the first FSDP,
-            tensor parallelism, and FSDP2 with a criterion that reads gradients of weights.
+        DistributedError: for several devices in one process by copies (``DataParallel``), the first FSDP, and tensor
+            parallelism.
     """
     if args.n_gpu > 1:
         raise DistributedError(

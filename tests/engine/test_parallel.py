@@ -165,7 +165,11 @@ def test_a_training_by_deepspeed_is_resumed(tmp_path):
         "whole": job("lora", 2, 1, options=saving, deepspeed=3),
         "again": job("lora", 2, 1, options=saving, deepspeed=3, resume=str(tmp_path / "out" / "checkpoint-3")),
     }
-    for whole, again in [(r["whole"], r["again"]) for r in together.launch(jobs, tmp_path)]:
+    saving = {**saving, "output_dir": str(tmp_path / "all")}
+    jobs["all"] = job("wanda", 2, 1, options=saving, deepspeed=3, adapters=False)
+    jobs["all again"] = {**jobs["all"], "resume": str(tmp_path / "all" / "checkpoint-3")}
+    results = together.launch(jobs, tmp_path)
+    for whole, again in [(r[n], r[m]) for r in results for n, m in (("whole", "again"), ("all", "all again"))]:
         assert whole["plan"] == again["plan"]
         assert all(torch.equal(whole["scores"][n], again["scores"][n]) for n in whole["scores"])
 

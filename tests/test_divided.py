@@ -1,4 +1,4 @@
-"""Tensors of which processes hold parts: what is whole already is left alone; the rest is in tests/engine/test_parallel."""
+"""Tensors of which processes hold parts: what is whole already is left alone; the rest is in test_parallel.py."""
 
 from types import SimpleNamespace
 

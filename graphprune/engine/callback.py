@@ -73,8 +73,8 @@ class PruneCallback(TrainerCallback):
     A Trainer with ``torch_compile`` compiles anew after every prune event: compiled code would not see new masks.
 
     In a training of several processes (DDP, FSDP2, DeepSpeed), units are judged by the batches of all of them: scores
-    and plans are those of one process with the same batches. With ``mean_of: gradient``, ``taylor`` averages each weight
-    gradient over processes as it comes there, and keeps none where a step has no gradient accumulation. Under
+    and plans are those of one process with the same batches. With ``mean_of: gradient``, ``taylor`` averages each
+    weight gradient over processes as it comes there, and keeps none where a step has no gradient accumulation. Under
     FSDP2 and DeepSpeed units are masked, never cut.
 
     Args:

@@ -133,14 +133,20 @@ def test_a_model_that_is_divided_among_processes_is_pruned_as_a_whole_one(tmp_pa
 
 @needs_deepspeed
 @pytest.mark.slow
-def test_deepspeed_scores_and_plans_as_one_process(tmp_path):
-    table = dict(OF_DEEPSPEED)
+@pytest.mark.parametrize("taylor", [True, False])
+def test_deepspeed_scores_and_plans_as_one_process(taylor, tmp_path):
+    table = {name: row for name, row in OF_DEEPSPEED.items() if (row[0] == "taylor") is taylor}
+    assert_as_one(table, found(table, tmp_path), tmp_path)
+
+
+@needs_deepspeed
+@pytest.mark.slow
+def test_what_deepspeed_has_divided_is_saved_whole(tmp_path):
+    table = {}
     for name in ("wanda", "lora"):
-        criterion, two, one, more = table[name]
+        criterion, two, one, more = OF_DEEPSPEED[name]
         table[name] = (criterion, two, one, {**more, "save": f"tuned-{name}"})
     results = found(table, tmp_path)
-    assert_as_one(table, results, tmp_path)
-    assert all(result["notes"] == results[0]["lora"]["notes"] for process in results for result in process.values())
     tuned = AutoModelForCausalLM.from_pretrained(tmp_path / "tuned-wanda")
     plan = PrunePlan.remove(trace(tuned), results[0]["wanda"]["plan"])
     assert reshape(tuned, plan).model.layers[1].mlp.down_proj.weight.shape == (32, 12)

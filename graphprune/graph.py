@@ -12,6 +12,7 @@ import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -48,6 +49,16 @@ class Block(Value):
         for count, stride in self.loops:
             offsets = (offsets[:, None] + torch.arange(count) * stride).reshape(-1)
         return offsets.sort().values
+
+    @property
+    def run(self) -> int:
+        """How many elements of a unit lie side by side from ``start`` on, or 0 where there are gaps between them."""
+        length = 1
+        for count, stride in sorted(self.loops, key=itemgetter(1)):
+            if stride != length:
+                return 0
+            length *= count
+        return length
 
 
 class Axis(Value):
@@ -99,10 +110,19 @@ class Member(Axis):
 
     def gather(self, per_index: torch.Tensor) -> torch.Tensor:
         """Sums a vector of shape ``(length,)`` along this dimension to units: shape ``(size,)``."""
+        if self._consecutive():
+            return per_index.reshape(self.size, -1).sum(dim=1)
         owner = self.unit_of().to(per_index.device)
         inside = owner >= 0
         out = torch.zeros(self.size, dtype=per_index.dtype, device=per_index.device)
         return out.index_add_(0, owner[inside], per_index[inside])
+
+    def _consecutive(self) -> bool:
+        """Whether the units fill the dimension one after the other, as they nearly always do."""
+        if self.only is not None or len(self.blocks) != 1:
+            return False
+        (block,) = self.blocks
+        return block.start == 0 and block.unit_stride == block.run and block.run * self.size == self.length
 
 
 class MaskSite(Value):

@@ -64,10 +64,11 @@ class Lora(Criterion):
 
     def score(self, group: Group, seen: Observation) -> torch.Tensor:
         vectors = []
+        scratch = _Scratch()
         for member in group.members:
             factors = seen.lora(member.tensor)
             if factors is not None:
-                vectors.append(self._member(member, factors, seen))
+                vectors.append(self._member(member, factors, seen, scratch))
         if not vectors:
             tensors = ", ".join(m.tensor for m in group.members[:4])
             raise CriterionError(
@@ -77,29 +78,46 @@ class Lora(Criterion):
             )
         return aggregate(group, vectors, "sum")
 
-    def _member(self, member: Member, factors: LoraFactors, seen: Observation) -> torch.Tensor:
-        low_rank = _LowRank(factors)
+    def _member(self, member: Member, factors: LoraFactors, seen: Observation, scratch: _Scratch) -> torch.Tensor:
+        low_rank = _LowRank(factors, scratch)
 
         def tile(start: int, stop: int) -> torch.Tensor:
-            weight = low_rank.updated(start, stop, seen.weight_rows(member.tensor, start, stop))
-            product = low_rank.surrogate(start, stop).mul_(weight)
-            return product.square_() if self.options.variant == "paper" else product.abs_()
+            return low_rank.product(start, stop, seen.weight_rows(member.tensor, start, stop))
 
-        units = member.gather(sum_tiles(member, low_rank.shape, low_rank.device, tile))
+        power: Literal[1, 2] = 2 if self.options.variant == "paper" else 1
+        units = member.gather(sum_tiles(member, low_rank.shape, low_rank.device, tile, power))
         if self.options.variant == "reference":
             norm = units.norm()
             return units / norm if norm > 0 else units
         return units
 
 
-class _LowRank:
-    """Rows of W + s·BA and of the gradient surrogate of one adapted tensor, in the tensor's stored layout.
+class _Scratch:
+    """Memory for two tiles at a time, which the matrices of a group use one after the other.
 
-    The tensor is seen as a matrix (E·n, m): E stacked matrices, E = 1 for a plain one. Both kinds of rows are written
-    to memory that the next call overwrites: allocating them anew for every tile costs as much as computing them.
+    Allocating it anew for every tile costs as much as computing the tile.
     """
 
-    def __init__(self, factors: LoraFactors) -> None:
+    def __init__(self) -> None:
+        self._flat = torch.empty(0)
+
+    def rows(self, rows: int, columns: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Two matrices of undefined content, with the type and device of ``like``."""
+        size = 2 * rows * columns
+        if self._flat.numel() < size or (self._flat.dtype, self._flat.device) != (like.dtype, like.device):
+            self._flat = like.new_empty(size)
+        first, second = self._flat[:size].view(2, rows, columns)
+        return first, second
+
+
+class _LowRank:
+    """Rows of the gradient surrogate of one adapted tensor times W + s·BA, in the tensor's stored layout.
+
+    The tensor is seen as a matrix (E·n, m): E stacked matrices, E = 1 for a plain one. Rows are written to memory that
+    the next call overwrites.
+    """
+
+    def __init__(self, factors: LoraFactors, scratch: _Scratch) -> None:
         a, b = exact(factors.a), exact(factors.b)
         grad_a, grad_b = exact(factors.grad_a), exact(factors.grad_b)
         #: s·BA = left · right of the first pair, the surrogate of the second
@@ -110,38 +128,28 @@ class _LowRank:
             self._surrogate = _transposed(self._surrogate)
         self.shape = (*a.shape[:-2], self._update[0].shape[-2], self._update[1].shape[-1])
         self.device = a.device
-        tile = (tile_rows(self.shape, self.device), self.shape[-1])
-        self._weight_rows, self._surrogate_rows = a.new_empty(tile), a.new_empty(tile)
+        self._weight_rows, self._surrogate_rows = scratch.rows(tile_rows(self.shape, self.device), self.shape[-1], a)
 
-    def updated(self, start: int, stop: int, weight: torch.Tensor) -> torch.Tensor:
-        """Rows ``start:stop`` of W + s·BA, given those of W."""
-        out = self._weight_rows[: stop - start]
-        weight = exact(weight).to(out.dtype)
-        for rows, left, right in _pieces(self._update, start, stop):
-            torch.addmm(weight[rows], left, right, out=out[rows])
-        return out
-
-    def surrogate(self, start: int, stop: int) -> torch.Tensor:
-        """Rows ``start:stop`` of ∂B·A + B·∂A − ∂B·∂A."""
-        out = self._surrogate_rows[: stop - start]
-        for rows, left, right in _pieces(self._surrogate, start, stop):
-            torch.mm(left, right, out=out[rows])
-        return out
+    def product(self, start: int, stop: int, weight: torch.Tensor) -> torch.Tensor:
+        """Rows ``start:stop`` of (∂B·A + B·∂A − ∂B·∂A) · (W + s·BA), element by element, given those of W."""
+        updated, surrogate = self._weight_rows[: stop - start], self._surrogate_rows[: stop - start]
+        weight = weight.to(updated.dtype)
+        (b, a), (left, right) = self._update, self._surrogate
+        if a.ndim == 2:
+            torch.addmm(weight, b[start:stop], a, out=updated)
+            torch.mm(left[start:stop], right, out=surrogate)
+            return surrogate.mul_(updated)
+        for matrix, here, there in _pieces(start, stop, self.shape[-2]):
+            torch.addmm(weight[here], b[matrix, there], a[matrix], out=updated[here])
+            torch.mm(left[matrix, there], right[matrix], out=surrogate[here])
+        return surrogate.mul_(updated)
 
 
-def _pieces(
-    factors: tuple[torch.Tensor, torch.Tensor], start: int, stop: int
-) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
-    """The parts of rows ``start:stop`` that lie in one matrix of a stack: where in the tile, and their factors."""
-    left, right = factors
-    if left.ndim == 2:
-        yield slice(None), left[start:stop], right
-        return
-    rows = left.shape[-2]
-    for expert in range(start // rows, (stop - 1) // rows + 1):
-        first, last = max(start, expert * rows), min(stop, (expert + 1) * rows)
-        inside = slice(first - expert * rows, last - expert * rows)
-        yield slice(first - start, last - start), left[expert, inside], right[expert]
+def _pieces(start: int, stop: int, n: int) -> Iterator[tuple[int, slice, slice]]:
+    """Rows ``start:stop`` of stacked matrices of n rows: in which matrix, where in the tile, where in the matrix."""
+    for matrix in range(start // n, (stop - 1) // n + 1):
+        first, last = max(start, matrix * n), min(stop, (matrix + 1) * n)
+        yield matrix, slice(first - start, last - start), slice(first - matrix * n, last - matrix * n)
 
 
 def _transposed(factors: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:

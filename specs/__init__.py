@@ -1,4 +1,4 @@
-"""YAML only: recipes/ (published methods as specs) and architectures/ (what tracing cannot see).
+"""YAML only: recipes/ (published methods as specs), architectures/ (what tracing cannot see), tasks/ (for lm-eval).
 
 Read through `importlib.resources.files("graphprune.specs")`; there is no code here.
 """

@@ -49,6 +49,26 @@ def test_saliency_of_three_dimensional_parameters():
     assert member.reduce(saliency).tolist() == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.parametrize(
+    "block",
+    [
+        Block(start=0, unit_stride=1),
+        Block(start=0, unit_stride=4, loops=((4, 1),)),
+        Block(start=0, unit_stride=4, loops=((2, 2), (2, 1))),
+        Block(start=0, unit_stride=1, loops=((4, 3),)),  # the units interleave
+        Block(start=0, unit_stride=4, loops=((2, 2),)),  # with gaps
+        Block(start=4, unit_stride=4, loops=((4, 1),)),  # something else comes first
+        Block(start=0, unit_stride=2, loops=((2, 1),)),  # something else comes last
+    ],
+)
+def test_a_vector_is_summed_to_units_however_they_lie(block):
+    length = 3 if block.unit_stride == 1 and not block.loops else 16 if block.start else 12
+    member = Member(tensor="e", dim=0, size=3, length=length, blocks=(block,))
+    vector = torch.rand(length, dtype=torch.float64)
+    expected = [vector[member.indices(u)].sum().item() for u in range(3)]
+    assert member.gather(vector).tolist() == pytest.approx(expected, rel=1e-12)
+
+
 def test_a_size_rule_follows_the_group_sizes():
     rule = SizeRule(owner="a", attribute="n", reader="a", constant=2, terms=((3, ("x", "y")), (1, ("x",))))
     assert rule.value({"x": 4, "y": 5}) == 2 + 3 * 4 * 5 + 4

@@ -60,6 +60,25 @@ def load_model(
     return (model.to(device) if device is not None else model), tokenizer
 
 
+def load_adapter(model: PreTrainedModel, folder: str | os.PathLike[str]) -> Any:
+    """``model`` with the PEFT adapter of a folder on it, in evaluation mode.
+
+    Raises:
+        CheckpointError: if there is no adapter in safetensors, or it does not fit the model.
+    """
+    path = Path(folder).expanduser()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (path / name).is_file():
+            raise CheckpointError(f"expected a PEFT adapter in {path}, which has no {name}")
+    from peft import PeftModel
+
+    try:
+        return PeftModel.from_pretrained(model, path).eval()
+    except (RuntimeError, ValueError, KeyError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"the adapter in {path} does not fit a {type(model).__name__}: {reason}") from error
+
+
 def check_weights(folder: Path) -> None:
     """Raises :class:`CheckpointError` unless ``folder`` has a config and complete, readable safetensors files."""
     check_config(folder)

@@ -99,6 +99,21 @@ def check_file(file: Path) -> None:
         raise DataError(f"no text file at {file} (relative paths start at the working directory {Path.cwd()})")
 
 
+def check_text(name: str) -> None:
+    """Refuses what is neither a text file nor the name of a corpus.
+
+    Raises:
+        DataError: if there is no such file or corpus.
+    """
+    from graphprune.evaluate.corpora import CORPORA
+
+    if name not in CORPORA and not Path(name).is_file():
+        raise DataError(
+            f"no text file at {name}, nor is that one of {', '.join(CORPORA)} "
+            f"(relative paths start at the working directory {Path.cwd()})"
+        )
+
+
 def device_of(name: str | None) -> torch.device:
     """The device of that name; without one the accelerator, if there is any, else the CPU.
 

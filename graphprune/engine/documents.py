@@ -33,6 +33,16 @@ def token_documents(data: TrainData | Data, tokenizer: Any) -> tuple[str, Iterat
     return source, (torch.tensor(encode(text), dtype=torch.int64) for text in texts if text.strip())
 
 
+def rows_of(data: str | Path | Data) -> Iterable[str]:
+    """The texts in a file or data set, one after the other; a text file is one.
+
+    Raises:
+        DataError: while reading, for a missing file or a malformed line.
+        MissingExtraError: a data set is asked for and the package ``datasets`` is not installed.
+    """
+    return _texts(data)[1]
+
+
 def _texts(data: str | Path | Sequence[str] | Data) -> tuple[str, Iterable[str]]:
     if isinstance(data, Data):
         if data.dataset is not None:

@@ -1,5 +1,21 @@
-"""Judging a model: perplexity as the literature measures it."""
+"""Judging a model: perplexity and tasks as the literature measures them, time, memory, size."""
 
+from graphprune.evaluate.corpora import CORPORA, read_corpus
+from graphprune.evaluate.evaluation import Evaluation, Questions, evaluate
+from graphprune.evaluate.latency import Latency, latency
 from graphprune.evaluate.perplexity import perplexity
+from graphprune.evaluate.tasks import SUITES, TaskScore, run_tasks
 
-__all__ = ["perplexity"]
+__all__ = [
+    "CORPORA",
+    "SUITES",
+    "Evaluation",
+    "Latency",
+    "Questions",
+    "TaskScore",
+    "evaluate",
+    "latency",
+    "perplexity",
+    "read_corpus",
+    "run_tasks",
+]

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from graphprune.errors import DataError, NonFiniteError
+from graphprune.evaluating import evaluating
 from graphprune.names import bare
 from graphprune.tasks import predicts_next_token
 
@@ -49,15 +50,10 @@ def perplexity(
         raise DataError(f"perplexity needs a model that predicts the next token; {type(base).__name__} does not")
     segments = _segments(base, tokenizer, text, length)
     device = base.get_input_embeddings().weight.device
-    training = [m for m in model.modules() if m.training]
-    model.eval()
     total = 0.0
-    try:
+    with evaluating(model):
         for first in range(0, len(segments), batch_size):
             total += _negative_log_likelihood(model, segments[first : first + batch_size].to(device), first)
-    finally:
-        for module in training:
-            module.training = True
     mean = total / (len(segments) * (length - 1))
     return math.exp(mean) if mean < 700 else math.inf
 

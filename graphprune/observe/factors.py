@@ -42,11 +42,13 @@ class BaseRows:
     def __init__(self, model: nn.Module, tensor: str) -> None:
         self.tensor = tensor
         base = _base(model, tensor)
-        self._base = base if isinstance(base, Packed) else whole(base)
+        if not isinstance(base, Packed):
+            base = whole(base)
+            base = base.reshape(-1, base.shape[-1])
+        self._base = base
 
     def __call__(self, start: int, stop: int) -> Tensor:
-        base = self._base
-        return base.rows(start, stop) if isinstance(base, Packed) else base.reshape(-1, base.shape[-1])[start:stop]
+        return self._base.rows(start, stop) if isinstance(self._base, Packed) else self._base[start:stop]
 
 
 #: Tells the gradient of a parameter that is trained, all of it; None where it has none.

@@ -12,6 +12,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from graphprune.evaluating import evaluating
 from graphprune.names import bare
 from graphprune.tasks import predicts_next_token
 from graphprune.trace.inputs import default_call
@@ -129,9 +130,7 @@ def _fake(model: nn.Module) -> Iterator[Any]:
     """A function that runs the model on fake copies of its tensors, with kernels whose operations can be counted."""
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     call = default_call(bare(model))
-    training = [m for m in model.modules() if m.training]
-    model.eval()
-    with _countable(model), FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+    with evaluating(model), _countable(model), FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         fakes = {name: torch.empty(t.shape, dtype=t.dtype) for name, t in tensors.items()}
 
         def run(length: int, *, use_cache: bool) -> Any:
@@ -142,11 +141,7 @@ def _fake(model: nn.Module) -> Iterator[Any]:
                 inputs["use_cache"] = use_cache
             return torch.func.functional_call(model, fakes, (), inputs)
 
-        try:
-            yield run
-        finally:
-            for module in training:
-                module.training = True
+        yield run
 
 
 @contextmanager

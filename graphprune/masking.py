@@ -239,7 +239,8 @@ def _swap(slot: Slot, dim: int, keep: Keep) -> Callable[[], None]:
         return lambda: chain.__delitem__(-1)
     for store in (module._parameters, module._buffers):
         if leaf in store:
-            original = store.pop(leaf)
+            original = store[leaf]  # where DeepSpeed holds a part of it, asking for it is what brings the whole
+            del store[leaf]
             assert original is not None
             module.__dict__[leaf] = original * keep.like(original, dim)
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
+from graphprune.divided import is_divided
 from graphprune.names import bare
 
 
@@ -28,7 +28,7 @@ def absent(model: nn.Module, tensors: Iterable[Tensor]) -> str | None:
     """Why some of ``tensors``, which belong to ``model``, cannot be read or cut; None if all can.
 
     Accelerate offloads what does not fit to the host's memory or to disk, and brings it for the moment of a forward
-    pass; in between the parameters have no values. FSDP2 leaves every process a part of each.
+    pass; in between the parameters have no values. FSDP2 and DeepSpeed leave every process a part of each.
     """
     found = list(tensors)
     empty = sum(t.device.type == "meta" for t in found)
@@ -37,9 +37,9 @@ def absent(model: nn.Module, tensors: Iterable[Tensor]) -> str | None:
             f"{empty} of its {len(found)} tensors are offloaded, and have values during forward passes alone. Load it "
             "so that all of it fits the devices: on more of them, or quantised"
         )
-    if any(isinstance(tensor, DTensor) for tensor in found):
+    if any(is_divided(tensor) for tensor in found):
         return (
-            "its tensors are divided among processes (FSDP2). Save it (trainer.save_model()), load it in one process, "
+            "its tensors are divided among processes. Save it (trainer.save_model()), load it in one process, "
             "and go on there with the same plan"
         )
     return None

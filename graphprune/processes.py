@@ -81,6 +81,24 @@ def mean(values: Sequence[Tensor]) -> list[Tensor]:
     return [value / count() for value in total(values)]
 
 
+def part(value: Tensor) -> Tensor:
+    """This process's part of a tensor that all of them have: flat, of the same size in each, the last ones padded."""
+    flat = value.detach().reshape(-1)
+    size = -(-flat.numel() // count())
+    own = flat[distributed.get_rank() * size :][:size] if count() > 1 else flat
+    return torch.nn.functional.pad(own, (0, size - own.numel()))
+
+
+def whole(own: Tensor, shape: torch.Size) -> Tensor:
+    """The tensor of ``shape`` whose parts (:func:`part`) the processes hold."""
+    if count() == 1:
+        return own.reshape(shape)
+    here = own.to(_meeting_place())
+    parts = [torch.empty_like(here) for _ in range(count())]
+    distributed.all_gather(parts, here)
+    return torch.cat(parts)[: shape.numel()].reshape(shape).to(own.device)
+
+
 def any_of(flag: bool) -> bool:
     """Whether ``flag`` is set in any process."""
     return flag if count() == 1 else bool(total([torch.tensor(float(flag))])[0] > 0)

@@ -12,9 +12,9 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 from transformers.pytorch_utils import Conv1D
 
+from graphprune.divided import is_divided
 from graphprune.errors import CriterionError, SpecError
 from graphprune.graph import DependencyGraph, Group
 from graphprune.importance import Criterion, Signal
@@ -148,7 +148,7 @@ def trace_without_adapters(model: nn.Module) -> DependencyGraph:
     config does not tell needs its graph given.
     """
     base = bare(model)
-    divided = any(isinstance(parameter, DTensor) for parameter in base.parameters())
+    divided = any(is_divided(parameter) for parameter in base.parameters())
     if divided or any(plain(module) is not module for module in base.modules()):
         with torch.device("meta"):
             base = type(base)(cast(Any, base).config)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from graphprune.compiled import forget, launched_compiled
 from graphprune.declare import declare
 from graphprune.engine.adapters import check_adapters, trace_without_adapters
 from graphprune.engine.compact import Compactor, begun, differs, needs_recoding, obstacle, resume, stays_masked
-from graphprune.engine.finite import check_gradients, nonfinite_gradients
+from graphprune.engine.finite import check_gradients
+from graphprune.engine.gradients import Gradients
 from graphprune.engine.identity import Identity
 from graphprune.engine.original import Source
 from graphprune.engine.parallel import check_parallel
@@ -27,6 +28,7 @@ from graphprune.engine.present import Present
 from graphprune.engine.pruner import PruneEvent, Pruner
 from graphprune.engine.recode import Originals, reader
 from graphprune.engine.state import EngineState
+from graphprune.engine.zero import BeforeSteps, engine_of
 from graphprune.errors import (
     CheckpointError,
     DistributedError,
@@ -72,9 +74,10 @@ class PruneCallback(TrainerCallback):
 
     A Trainer with ``torch_compile`` compiles anew after every prune event: compiled code would not see new masks.
 
-    In a training of several processes (DDP, FSDP2), units are judged by the batches of all of them: scores and plans
-    are those of one process with the same batches. ``taylor`` with ``mean_of: gradient`` keeps the weight gradients
-    of a step there, because their mean over processes is needed; ``mean_of: batch`` does not.
+    In a training of several processes (DDP, FSDP2, DeepSpeed), units are judged by the batches of all of them: scores
+    and plans are those of one process with the same batches. With ``mean_of: gradient``, ``taylor`` averages each
+    weight gradient over processes as it comes there, and keeps none where a step has no gradient accumulation. Under
+    FSDP2 and DeepSpeed units are masked, never cut.
 
     Args:
         spec: a spec, its file, recipe or dictionary.
@@ -91,7 +94,7 @@ class PruneCallback(TrainerCallback):
         CheckpointError: at the beginning of a training that is resumed from a checkpoint that is not whole, or does
             not belong to this spec and model; when a checkpoint cannot be written.
         DistributedError: at the beginning, where several devices are used in a way that pruning cannot follow
-            (DataParallel, DeepSpeed, FSDP 1, tensor parallelism); during training, if processes disagree on what goes.
+            (DataParallel, FSDP 1, tensor parallelism); during training, if processes disagree on what goes.
         NonFiniteError: during training, for scores or gradients that are NaN or infinite.
     """
 
@@ -113,6 +116,7 @@ class PruneCallback(TrainerCallback):
         self._compactor: Compactor | None = None
         self._present: Present | None = None
         self._watching = ExitStack()
+        self._stepping: BeforeSteps | None = None
         self._identity: Identity | None = None
         self._uncut: Identity | None = None
         self._backwards = 1
@@ -146,6 +150,9 @@ class PruneCallback(TrainerCallback):
     def close(self) -> None:
         """Takes masks and observers off the model; for a training that was broken off."""
         self._unwatch()
+        if self._stepping is not None:
+            self._stepping.close()
+            self._stepping = None
 
     def tell_what_is_gone(self) -> None:
         """Warns, for a training that was broken off, if the model has lost units; they cannot come back."""
@@ -174,7 +181,7 @@ class PruneCallback(TrainerCallback):
         self.close()
         self._compiled = args.torch_compile or launched_compiled()
         model: nn.Module = kwargs["model"]
-        check_parallel(args, model, self.spec.criterion.build())
+        check_parallel(args, model)
         self.graph = self._graph_of(model)
         self.pruner = Pruner(self.graph, self.spec, state.max_steps)
         # Of a model that was cut to a checkpoint, what it was before; once, as a callback may see several trainings.
@@ -194,24 +201,33 @@ class PruneCallback(TrainerCallback):
         groups = self._present.groups(self.pruner.groups)
         check_adapters(model, groups, self.pruner.criterion)
         self._compactor = self._compacting(args, model, groups, kwargs.get("optimizer"))
+        engine = engine_of(model, kwargs.get("optimizer"))
+        if engine is not None:
+            self._stepping = BeforeSteps(engine, lambda gradients: self._score(state, model, gradients))
+            self._stepping.open()
         self._watch(model)
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        pruner, model, step = self._running, kwargs["model"], state.global_step + 1
-        present = self._present
+        if not self._stepping:  # DeepSpeed has made the step by now, and the units are scored
+            self._score(state, kwargs["model"], Gradients(kwargs["optimizer"]))
+
+    def _score(self, state: TrainerState, model: nn.Module, gradients: Gradients) -> None:
+        """Scores the batches of one optimizer step, before it is made, and prunes if that is due."""
+        pruner, present, step = self._running, self._present, state.global_step + 1
         assert present is not None
-        scale = _unscale(kwargs["optimizer"])
+        scale, broken = gradients.loss_scale, gradients.nonfinite(model)
         seen = None if pruner.done else self._observer
         if seen is not None:
             seen.share()
-        if scale is not None and self._overflown(model, seen):
+            seen.gradient_of = gradients.of
+        if scale is not None and self._overflown(broken, seen):
             log.info("step %d: overflow in half precision, so this step is skipped and not scored", step)
             if seen is not None:
                 seen.reset()
             return
-        check_gradients(model, present.groups(pruner.groups), step)
+        check_gradients(broken, present.groups(pruner.groups), step)
         if seen is None:
             return
         seen.loss_scale = scale or 1.0
@@ -272,10 +288,10 @@ class PruneCallback(TrainerCallback):
         return self._read[1]
 
     @staticmethod
-    def _overflown(model: nn.Module, observer: Observer | None) -> bool:
+    def _overflown(broken: list[str], observer: Observer | None) -> bool:
         # Both are asked, whatever the first says: what is divided among processes is gathered on the way.
         seen = None if observer is None else observer.nonfinite()
-        return processes.any_of(bool(nonfinite_gradients(model)) or seen is not None)
+        return processes.any_of(bool(broken) or seen is not None)
 
     def _graph_of(self, model: nn.Module) -> DependencyGraph:
         """The graph that the run speaks of: of the model before an unfinished pruning, if there is one."""
@@ -358,7 +374,9 @@ class PruneCallback(TrainerCallback):
             self._masks.set(name, units)
         self._masks.attach()
         if not pruner.done:  # else training need not pay for scores
-            observer = Observer.for_criterion(model, present.graph, groups, pruner.criterion, self._backwards)
+            observer = Observer.for_criterion(
+                model, present.graph, groups, pruner.criterion, self._backwards, meeting=not self._compiled
+            )
             self._observer = self._watching.enter_context(observer)
         self._hooks_changed()
 
@@ -366,20 +384,6 @@ class PruneCallback(TrainerCallback):
 def _checkpoint_of(args: TrainingArguments, step: int) -> Path:
     """Where a Trainer keeps its checkpoint of ``step``."""
     return Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{step}"
-
-
-def _unscale(optimizer: Any) -> float | None:
-    """Unscales the gradients of what is trained; the factor that the loss carried, None where there is no scaler.
-
-    Scores must not carry the loss scale. Clipping has unscaled the gradients already, and a second time is refused.
-    Overflow is part of the method there (fp16).
-    """
-    scaler = getattr(optimizer, "scaler", None)
-    if scaler is None:
-        return None
-    with suppress(RuntimeError):
-        scaler.unscale_(optimizer.optimizer)
-    return float(scaler.get_scale())
 
 
 def _last_loss(state: TrainerState) -> float | None:

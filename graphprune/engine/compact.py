@@ -16,10 +16,12 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainingArguments
 
+from graphprune.divided import is_divided
 from graphprune.engine.moments import cut_state, strange
 from graphprune.engine.present import Present
 from graphprune.engine.recode import Originals, recode, unfit
 from graphprune.engine.trial import tried
+from graphprune.engine.zero import engine_of
 from graphprune.errors import ReshapeError
 from graphprune.graph import DependencyGraph, Group
 from graphprune.names import bare, resolve_tensor
@@ -49,8 +51,10 @@ def obstacle(
     if not kind.startswith(_PROCESSES):
         return f"{kind} spreads every tensor over processes"
     parameters = list(model.parameters())
-    if any(hasattr(p, "placements") for p in parameters):
+    if any(is_divided(p) for p in parameters):
         return "its tensors are spread over processes"
+    if engine_of(model, optimizer) is not None:
+        return "DeepSpeed keeps the optimizer's state in flat pieces"
     devices = {p.device for p in parameters}
     if len(devices) > 1 or any(d.type == "meta" for d in devices):
         return f"it lies on several devices ({', '.join(sorted(map(str, devices)))})"

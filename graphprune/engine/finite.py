@@ -15,13 +15,17 @@ from graphprune.graph import Group
 _NEXT = "The loss has diverged: lower the learning rate, and check the data and the precision."
 
 
-def check_gradients(model: nn.Module, groups: Iterable[Group], step: int) -> None:
-    """Raises :class:`NonFiniteError` with the first NaN or infinite gradient, its group, and the step.
+def check_gradients(names: list[str], groups: Iterable[Group], step: int) -> None:
+    """Raises :class:`NonFiniteError` with the first of the NaN or infinite gradients, its group, and the step.
 
     Clipping by a norm that is NaN makes every gradient NaN, so after it the first one need not be the culprit; the
     message says how many there are. All processes of a training raise, or none.
+
+    Args:
+        names: those of :func:`nonfinite_gradients`; none where all is well.
+        groups: what is pruned.
+        step: of the optimizer.
     """
-    names = nonfinite_gradients(model)
     if not processes.any_of(bool(names)):
         return
     if not names:

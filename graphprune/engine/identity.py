@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from graphprune.checkpoint.manifest import library_versions
+from graphprune.divided import is_divided, shape_of
 from graphprune.graph import DependencyGraph
 from graphprune.names import bare
 from graphprune.schema import PruneSpec
@@ -139,7 +139,7 @@ def tuned_weights(model: nn.Module) -> str:
 def _model_facts(model: nn.Module, *, frozen_only: bool) -> dict[str, str]:
     base = bare(model)
     parameters = dict(base.named_parameters())
-    shapes = "\n".join(f"{n} {tuple(p.shape)} {p.dtype}" for n, p in parameters.items())
+    shapes = "\n".join(f"{n} {tuple(shape_of(p))} {p.dtype}" for n, p in parameters.items())
     return {
         "model": f"a {type(base).__name__} with {len(parameters)} parameters",
         "shapes": hashlib.sha256(shapes.encode()).hexdigest(),
@@ -152,7 +152,7 @@ def _sampled_hash(tensors: Iterable[torch.Tensor]) -> str:
     digest = hashlib.sha256()
     for tensor in tensors:
         # Offloaded tensors are not here, and a process of many holds a part: their shapes have to do.
-        if tensor.device.type == "meta" or isinstance(tensor, DTensor) or not tensor.numel():
+        if tensor.device.type == "meta" or is_divided(tensor) or not tensor.numel():
             continue
         values = tensor.detach().reshape(-1).view(torch.uint8).view(tensor.numel(), -1)
         places = torch.linspace(0, len(values) - 1, min(_SAMPLED, len(values)), dtype=torch.float64).long()

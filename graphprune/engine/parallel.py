@@ -10,9 +10,6 @@ from torch.distributed.tensor import DTensor
 from transformers import TrainingArguments
 
 from graphprune.errors import DistributedError
-from graphprune.importance import Criterion, Signal
-
-_OF_WEIGHTS = frozenset({Signal.WEIGHT_GRADIENT, Signal.SQUARED_GRADIENT})
 
 
 def check_launch() -> None:
@@ -26,7 +23,7 @@ def check_launch() -> None:
         raise DistributedError(
             f"the processes were started for {asked[0]}, which divides a model among them, and a run ends with cutting "
             "a whole one. Start them with 'accelerate launch --multi_gpu' or torchrun; or use gp.PruneCallback in a "
-            "Trainer of your own, which can be followed through FSDP2."
+            "Trainer of your own, which can be followed through FSDP2 and DeepSpeed."
         )
 
 
@@ -34,14 +31,15 @@ def _is_on(value: str) -> bool:
     return value.lower() in ("1", "true", "yes", "on")
 
 
-def check_parallel(args: TrainingArguments, model: nn.Module, criterion: Criterion) -> None:
+def check_parallel(args: TrainingArguments, model: nn.Module) -> None:
     """Refuses what would give wrong scores, or none.
 
-    Copies of the model in several processes (DDP) and parameters that are divided among them (FSDP2) can be followed.
+    Copies of the model in several processes (DDP) and parameters that are divided among them (FSDP2, DeepSpeed) can be
+    followed.
 
     Raises:
-        DistributedError: for several devices in one process by copies (``DataParallel``), DeepSpeed, the first FSDP,
-            tensor parallelism, and FSDP2 with a criterion that reads gradients of weights.
+        DistributedError: for several devices in one process by copies (``DataParallel``), the first FSDP, and tensor
+            parallelism.
     """
     if args.n_gpu > 1:
         raise DistributedError(
@@ -50,12 +48,6 @@ def check_parallel(args: TrainingArguments, model: nn.Module, criterion: Criteri
             "(CUDA_VISIBLE_DEVICES=0)."
         )
     parameters = list(model.parameters())
-    if args.deepspeed or getattr(args, "deepspeed_plugin", None) or any(hasattr(p, "ds_id") for p in parameters):
-        raise DistributedError(
-            "DeepSpeed takes gradients off the parameters before the optimizer step, and with stage 3 the weights too, "
-            "so that units cannot be scored. Expected plain data parallelism (accelerate launch --multi_gpu) or FSDP2 "
-            "(accelerate launch --use_fsdp --fsdp_version 2)."
-        )
     modules = list(model.modules())
     if any(isinstance(module, FullyShardedDataParallel) for module in modules):
         raise DistributedError(
@@ -74,10 +66,4 @@ def check_parallel(args: TrainingArguments, model: nn.Module, criterion: Criteri
         raise DistributedError(
             "the model is divided in two ways at once, by FSDP2 and by another kind of parallelism, which cannot be "
             "followed. Expected FSDP2 alone, or with replicas."
-        )
-    if criterion.signals & _OF_WEIGHTS:
-        raise DistributedError(
-            f"criterion '{criterion.name}' reads gradients of weights, which FSDP2 gives out in parts and frees. "
-            "Expected a criterion that does without: lora, gate, wanda, magnitude; or a model that fits every device "
-            "(accelerate launch --multi_gpu)."
         )

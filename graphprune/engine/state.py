@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
 
+from graphprune.divided import is_divided
 from graphprune.engine.identity import Identity, tuned_weights
 from graphprune.engine.marks import fault, mark
 from graphprune.engine.pruner import PruneEvent, Pruner
@@ -155,7 +156,9 @@ def _renamed_weights(model: nn.Module, checkpoint: Path) -> dict[str, torch.Tens
     for file in checkpoint.glob("*.safetensors"):
         with safe_open(file, framework="pt") as opened:
             stored.update(opened.keys())
-    trained = ((name, p.detach()) for name, p in model.named_parameters() if p.requires_grad)
+    # What is divided among processes is stored by what divides it.
+    named = ((name, p) for name, p in model.named_parameters() if not is_divided(p))
+    trained = ((name, p.detach()) for name, p in named if p.requires_grad)
     return {name: weight.contiguous() for name, weight in trained if name not in stored}
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
+from graphprune.divided import shape_of, whole, zeros
 from graphprune.errors import CriterionError
 from graphprune.importance.base import LoraFactors
 from graphprune.names import plain, resolve_tensor
@@ -23,12 +23,13 @@ def base_weight(model: nn.Module, tensor: str) -> Tensor:
         CriterionError: if an adapter is merged into it, or if it is stored in another packed format.
     """
     value = _base(model, tensor)
-    return value.whole() if isinstance(value, Packed) else gathered(value)
+    return value.whole() if isinstance(value, Packed) else whole(value)
 
 
 def base_shape(model: nn.Module, tensor: str) -> torch.Size:
     """The shape of :func:`base_weight`, for which nothing is dequantised; errors as there."""
-    return _base(model, tensor).shape
+    value = _base(model, tensor)
+    return value.shape if isinstance(value, Packed) else shape_of(value)
 
 
 class BaseRows:
@@ -41,15 +42,22 @@ class BaseRows:
     def __init__(self, model: nn.Module, tensor: str) -> None:
         self.tensor = tensor
         base = _base(model, tensor)
-        self._base = base if isinstance(base, Packed) else gathered(base).reshape(-1, base.shape[-1])
+        if not isinstance(base, Packed):
+            base = whole(base)
+            base = base.reshape(-1, base.shape[-1])
+        self._base = base
 
     def __call__(self, start: int, stop: int) -> Tensor:
         return self._base.rows(start, stop) if isinstance(self._base, Packed) else self._base[start:stop]
 
 
-def gathered(value: Tensor) -> Tensor:
-    """All of a tensor that is divided among processes, each of which has to call this; any other as it is."""
-    return value.full_tensor() if isinstance(value, DTensor) else value
+#: Tells the gradient of a parameter that is trained, all of it; None where it has none.
+GradientOf = Callable[[nn.Parameter], Tensor | None]
+
+
+def own_gradient(parameter: nn.Parameter) -> Tensor | None:
+    """The gradient that hangs on a parameter; every process has to call this where the parameter is divided."""
+    return None if parameter.grad is None else whole(parameter.grad)
 
 
 def _base(model: nn.Module, tensor: str) -> Tensor | Packed:
@@ -68,10 +76,10 @@ def _base(model: nn.Module, tensor: str) -> Tensor | Packed:
             f"'{tensor}' is stored as {str(value.dtype).removeprefix('torch.')} ({type(value).__name__}), expected "
             "a floating-point parameter or a layer of bitsandbytes. Load the model without quantisation to score it."
         )
-    return value.detach()
+    return value
 
 
-def lora_factors(model: nn.Module, tensor: str) -> LoraFactors | None:
+def lora_factors(model: nn.Module, tensor: str, gradient_of: GradientOf = own_gradient) -> LoraFactors | None:
     """The active adapter on ``tensor`` with its gradients as they stand (zero where a factor has none).
 
     None where there is no adapter: on biases and norm weights always, and on convolutions, whose factors are
@@ -94,10 +102,10 @@ def lora_factors(model: nn.Module, tensor: str) -> LoraFactors | None:
     a, b = _matrices(layer, name)
     stack = getattr(layer, "num_experts", 1)
     return LoraFactors(
-        a=_split_a(gathered(a.detach()), stack),
-        b=_split_b(gathered(b.detach()), stack),
-        grad_a=_split_a(_gradient(a), stack),
-        grad_b=_split_b(_gradient(b), stack),
+        a=_split_a(whole(a), stack),
+        b=_split_b(whole(b), stack),
+        grad_a=_split_a(_gradient(a, gradient_of), stack),
+        grad_b=_split_b(_gradient(b, gradient_of), stack),
         scaling=float(layer.scaling[name]),
         transposed=_is_transposed(layer, name),
     )
@@ -137,8 +145,9 @@ def _is_transposed(layer: Any, name: str) -> bool:
     return bool(getattr(layer, "fan_in_fan_out", False)) or (codes is not None and codes.transposed)
 
 
-def _gradient(factor: nn.Parameter) -> Tensor:
-    return gathered(torch.zeros_like(factor, requires_grad=False) if factor.grad is None else factor.grad)
+def _gradient(factor: nn.Parameter, gradient_of: GradientOf) -> Tensor:
+    found = gradient_of(factor)
+    return zeros(factor) if found is None else found
 
 
 def _split_a(factor: Tensor, stack: int) -> Tensor:

@@ -7,11 +7,14 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.utils.hooks import RemovableHandle
 
 from graphprune import processes
+from graphprune.divided import zeros
 from graphprune.names import resolve_tensor
 from graphprune.observe.checkpointing import refuse_reentrant
+from graphprune.observe.unsharded import WholeParameters
 
 
 class Take(Protocol):
@@ -25,7 +28,8 @@ class GradientTap:
 
     A parameter that did not require a gradient does so while the tap is open, and its ``grad`` is taken away as soon
     as it is there, so that gradient clipping and optimizers never meet it. A parameter that did require one keeps it.
-    A parameter that is used several times is handed over once, with the gradient of all uses.
+    A parameter that is used several times is handed over once, with the gradient of all uses. Where FSDP2 has divided
+    parameters, ``take`` is given the part and the whole gradient of this process.
 
     Args:
         model: bare or wrapped.
@@ -46,28 +50,42 @@ class GradientTap:
             CriterionError: if the model recomputes activations in a way that gives out gradients in parts.
         """
         refuse_reentrant(self._model)
-        for parameter in self._tensors.values():
-            if not isinstance(parameter, nn.Parameter) or not parameter.is_floating_point():
-                continue
-            if parameter.requires_grad:
-                handle: RemovableHandle = parameter.register_hook(self._listener(parameter))  # type: ignore[no-untyped-call]
-                self._undo.append(handle.remove)
+        taken = [t for t in self._tensors.values() if isinstance(t, nn.Parameter) and t.is_floating_point()]
+        trained = {id(parameter) for parameter in taken if parameter.requires_grad}
+
+        def listen(part: nn.Parameter, whole: nn.Parameter) -> None:
+            handle: RemovableHandle
+            if id(part) in trained:
+                handle = whole.register_hook(self._listener(part))  # type: ignore[no-untyped-call]
             else:
+                handle = whole.register_post_accumulate_grad_hook(self._remover(part))  # type: ignore[no-untyped-call]
+            self._undo.append(handle.remove)
+
+        for parameter in taken:
+            if id(parameter) not in trained:
                 self._undo.append(_restorer(parameter))
                 parameter.requires_grad_(True)
                 parameter.grad = None
-                handle = parameter.register_post_accumulate_grad_hook(self._take_away)  # type: ignore[no-untyped-call]
-                self._undo.append(handle.remove)
+            if not isinstance(parameter, DTensor):
+                listen(parameter, parameter)
+        divided = [parameter for parameter in taken if isinstance(parameter, DTensor)]
+        if divided:
+            wholes = WholeParameters(self._model, divided, listen)
+            wholes.open()
+            self._undo.append(wholes.close)
 
     def close(self) -> None:
         """Stops listening and leaves the parameters as they were."""
         while self._undo:
             self._undo.pop()()
 
-    def _take_away(self, parameter: Tensor) -> None:
-        gradient, parameter.grad = parameter.grad, None
-        assert gradient is not None
-        self._take(parameter, gradient)
+    def _remover(self, part: nn.Parameter) -> Callable[[Tensor], None]:
+        def take_away(parameter: Tensor) -> None:
+            gradient, parameter.grad = parameter.grad, None
+            assert gradient is not None
+            self._take(part, gradient)
+
+        return take_away
 
     def _listener(self, parameter: nn.Parameter) -> Callable[[Tensor], None]:
         # Copied, because autograd may hand the same memory to the parameter and change it there.
@@ -117,7 +135,7 @@ class GradientRecorder:
             reached = processes.total([torch.tensor([float(key in store) for key in tensors])])[0] > 0
             for (key, tensor), anywhere in zip(tensors.items(), reached.tolist(), strict=True):
                 if anywhere:
-                    own = store[key] if key in store else torch.zeros_like(tensor, requires_grad=False)
+                    own = store[key] if key in store else zeros(tensor)
                     store[key] = processes.mean([own])[0]
 
     def sum(self, tensor: str) -> Tensor:
@@ -138,7 +156,7 @@ class GradientRecorder:
     def _read(self, store: dict[int, Tensor], name: str) -> Tensor:
         tensor = self._tensors[name]
         recorded = store.get(id(tensor))
-        return torch.zeros_like(tensor, requires_grad=False) if recorded is None else recorded
+        return zeros(tensor) if recorded is None else recorded
 
     def _add(self, parameter: Tensor, gradient: Tensor) -> None:
         key = id(parameter)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from graphprune import processes
+from graphprune.divided import shape_of
 from graphprune.names import bare, plain, resolve_module
 
 
@@ -73,7 +74,8 @@ class InputRecorder:
             return self._sums[layer]
         base = plain(layer)
         weight = base.get_parameter("weight")
-        size = weight.shape[0] if isinstance(base, Conv1D) else int(getattr(base, "in_features", weight.shape[1]))
+        shape = shape_of(weight)
+        size = shape[0] if isinstance(base, Conv1D) else int(getattr(base, "in_features", shape[-1]))
         return torch.zeros(size, dtype=torch.promote_types(weight.dtype, torch.float32), device=weight.device)
 
     def _note_mask(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -82,7 +84,7 @@ class InputRecorder:
         self._tokens = mask.reshape(-1).bool() if plain_mask and isinstance(mask, Tensor) else None
 
     def _listen(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if torch.is_grad_enabled() != self._with_gradients or _recomputing():
+        if torch.is_grad_enabled() != self._with_gradients or recomputing():
             return
         value = args[0] if args else next(v for v in kwargs.values() if isinstance(v, Tensor))
         flat = value.detach().reshape(-1, value.shape[-1])
@@ -94,7 +96,7 @@ class InputRecorder:
         self._sums[layer] = squares if known is None else known.add_(squares)
 
 
-def _recomputing() -> bool:
+def recomputing() -> bool:
     """Whether this is activation checkpointing, in a backward pass: these tokens have passed before."""
     # Compiled code recomputes without running hooks, and a compiler cannot look at the backward pass.
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1

@@ -9,29 +9,34 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from typing_extensions import Self
 
 from graphprune import processes
 from graphprune.compiled import forget, is_compiled
+from graphprune.divided import is_divided
 from graphprune.errors import CriterionError
 from graphprune.graph import DependencyGraph, Group
 from graphprune.importance.base import Criterion, LoraFactors, MemberCriterion, Observation, Signal
 from graphprune.names import bare, plain, resolve_module, resolve_tensor
 from graphprune.observe.factors import (
     BaseRows,
+    GradientOf,
     base_shape,
     base_weight,
     factor_parameters,
-    gathered,
     lora_factors,
+    own_gradient,
 )
 from graphprune.observe.gates import GateRecorder
 from graphprune.observe.gradients import GradientRecorder
 from graphprune.observe.inputs import InputRecorder
+from graphprune.observe.joint import JointGradients, JointScores
 from graphprune.observe.streamed import MemberScores
+from graphprune.observe.unsharded import settle
 from graphprune.packed import keep_trainable, packed
 from graphprune.placement import absent
+
+_OF_WEIGHTS = frozenset({Signal.WEIGHT_GRADIENT, Signal.SQUARED_GRADIENT})
 
 
 class _Recorder(Protocol):
@@ -62,9 +67,11 @@ class Observer(Observation):
         signals: what to record.
         streamed: a criterion whose scores are taken inside each backward pass, instead of keeping weight gradients;
             see :meth:`for_criterion`.
+        joint: whether processes average gradients as they come, instead of averaging scores, or gradients in the end.
 
     Attributes:
         loss_scale: the factor that losses carried (mixed precision in float16); gradients are divided by it.
+        gradient_of: tells the gradients of adapters, where they do not hang on the adapters' parameters.
 
     Raises:
         CriterionError: if a signal cannot be recorded for a group.
@@ -77,7 +84,10 @@ class Observer(Observation):
         groups: Iterable[Group],
         signals: Iterable[Signal],
         streamed: MemberCriterion | None = None,
+        *,
+        joint: bool = False,
     ) -> None:
+        settle(model)
         self._model = model
         self._groups = tuple(groups)
         self._signals = frozenset(signals)
@@ -86,7 +96,7 @@ class Observer(Observation):
             raise CriterionError(f"group '{unknown[0]}' is not in the graph of this model; trace the model again")
         self._tensors = tuple(dict.fromkeys(m.tensor for g in self._groups for m in g.members))
         found = [resolve_tensor(model, name) for name in self._tensors]
-        problem = absent(model, [tensor for tensor in found if not isinstance(tensor, DTensor)])
+        problem = absent(model, [tensor for tensor in found if not is_divided(tensor)])
         if problem is not None:
             raise CriterionError(f"the model's weights cannot be read: {problem}.")
         self._forwards = 0
@@ -94,12 +104,17 @@ class Observer(Observation):
         self._open = ExitStack()
         self._rows: BaseRows | None = None  # of the tensor that is gone through now, from its first row on
         self.loss_scale = 1.0
+        self.gradient_of: GradientOf = own_gradient
         sums, squares = Signal.WEIGHT_GRADIENT in self._signals, Signal.SQUARED_GRADIENT in self._signals
         if sums or squares:
             _check_gradients(model, self._tensors)
-        self._streamed, self._scores, self._gradients = streamed, None, None
+        self._streamed = streamed
+        self._scores: MemberScores | None = None
+        self._gradients: GradientRecorder | None = None
         if streamed is not None and (sums or squares):
-            self._scores = MemberScores(model, self._groups, streamed, self)
+            self._scores = (JointScores if joint else MemberScores)(model, self._groups, streamed, self)
+        elif joint:
+            self._gradients = JointGradients(model, self._tensors)
         elif sums or squares:
             self._gradients = GradientRecorder(model, self._tensors, sums=sums, squares=squares)
         self._inputs = InputRecorder(model, self._tensors) if Signal.INPUT_NORM in self._signals else None
@@ -107,7 +122,14 @@ class Observer(Observation):
 
     @classmethod
     def for_criterion(
-        cls, model: nn.Module, graph: DependencyGraph, groups: Iterable[Group], criterion: Criterion, backwards: int = 1
+        cls,
+        model: nn.Module,
+        graph: DependencyGraph,
+        groups: Iterable[Group],
+        criterion: Criterion,
+        backwards: int = 1,
+        *,
+        meeting: bool = False,
     ) -> Self:
         """An observer of what ``criterion`` reads, in the way that holds the least memory.
 
@@ -117,10 +139,19 @@ class Observer(Observation):
             groups: as above.
             criterion: what is going to read the observation.
             backwards: how many backward passes go into one score, over all processes.
+            meeting: whether processes may exchange gradients inside their backward passes, which all of them begin
+                and end together.
         """
-        streams = isinstance(criterion, MemberCriterion) and criterion.streams(backwards)
-        streamed = criterion if isinstance(criterion, MemberCriterion) and streams else None
-        return cls(model, graph, groups, criterion.signals, streamed)
+        streamed = criterion if isinstance(criterion, MemberCriterion) else None
+        if streamed is not None and streamed.streams(backwards):
+            return cls(model, graph, groups, criterion.signals, streamed)
+        first_order = criterion.signals & _OF_WEIGHTS == {Signal.WEIGHT_GRADIENT}
+        if not (meeting and processes.count() > 1 and first_order):
+            return cls(model, graph, groups, criterion.signals)
+        if streamed is not None and backwards == processes.count() and streamed.streams(1):
+            return cls(model, graph, groups, criterion.signals, streamed, joint=True)
+        divided = any(is_divided(parameter) for parameter in model.parameters())
+        return cls(model, graph, groups, criterion.signals, joint=divided)
 
     def __enter__(self) -> Self:
         keep_trainable(self._model)  # a forward pass without gradients could make its weights unreadable
@@ -190,12 +221,13 @@ class Observer(Observation):
     def lora(self, tensor: str) -> LoraFactors | None:
         self._need(Signal.LORA)
         factors = list(factor_parameters(self._model, tensor))
-        if factors and all(f.grad is None for f in factors) and not self._any_adapter_gradient():
+        hanging = self.gradient_of is own_gradient
+        if factors and hanging and all(f.grad is None for f in factors) and not self._any_adapter_gradient():
             raise CriterionError(
                 f"the adapter on '{tensor}' has no gradient, nor has any other. "
                 "Run a backward pass with trainable adapters before scoring."
             )
-        return lora_factors(self._model, tensor)
+        return lora_factors(self._model, tensor, self.gradient_of)
 
     def input_norm(self, tensor: str) -> Tensor | None:
         self._need(Signal.INPUT_NORM)
@@ -229,9 +261,9 @@ class Observer(Observation):
         if Signal.LORA in self._signals:
             for name in self._tensors:
                 for factor in factor_parameters(self._model, name):
-                    if factor.grad is not None:
-                        what = f"the gradient of the adapter on '{name}' ({tuple(factor.shape)})"
-                        found[what] = gathered(factor.grad)
+                    gradient = self.gradient_of(factor)
+                    if gradient is not None:
+                        found[f"the gradient of the adapter on '{name}' ({tuple(gradient.shape)})"] = gradient
         return next((what for what, value in found.items() if not _finite(value)), None)
 
     def _recorders(self) -> list[_Recorder]:

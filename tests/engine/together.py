@@ -57,19 +57,27 @@ def launch(jobs, folder, **options):
     """What every process found, in the order of their ranks: by the name of the job."""
     (folder / "jobs.json").write_text(json.dumps(jobs))
     done = started(folder, __file__, str(folder), **options)
-    assert done.returncode == 0, done.stderr[-5000:]
+    assert done.returncode == 0, _of_failure(done.stderr)
     return [torch.load(file, weights_only=False) for file in sorted(folder.glob("found*"))]
+
+
+def _of_failure(text):
+    """The lines of the first process that failed, where the launcher marks them; what else it says is of no help."""
+    return "\n".join(line for line in text.splitlines() if line.startswith("[rank0]"))[-3000:] or text[-5000:]
 
 
 def work(job, folder):
     """One training, as in a user's script."""
     from transformers import PrinterCallback, Trainer, TrainingArguments
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+    unset_hf_deepspeed_config()  # of the job before, in whose parts this model would be made
     spec = PruneSpec.model_validate(job["spec"])
     model: nn.Module = make_llama() if job.get("model") is None else tiny(job["model"])
     graph = trace(model)
+    zero = job.get("deepspeed")
     if job.get("divided") == "loaded":
-        model = loaded_in_parts(model, folder)
+        model = loaded_in_parts(model, folder) if zero is None else loaded_by_deepspeed(model, folder, zero)
     torch.manual_seed(job.get("seed", 3))
     if job.get("adapters", True):
         model = attach(model, graph, [g for t in resolve_targets(spec, graph) for g in t.groups], Lora(r=4, dropout=0))
@@ -91,6 +99,7 @@ def work(job, folder):
         logging_steps=1,
         learning_rate=1e-2,
         **{"output_dir": str(folder / "out"), "save_strategy": "no", **job.get("options", {})},
+        **({} if zero is None else {"deepspeed": deepspeed_config(zero)}),
     )
     data = load_blocks(tokens, sequence_length=16)
     trainer = Trainer(model=model, args=arguments, train_dataset=data, callbacks=[callback])
@@ -101,12 +110,14 @@ def work(job, folder):
         return {"error": f"{type(error).__name__}: {error}"}
     if job.get("save"):
         trainer.save_model(str(folder / job["save"]))
+    seen = callback._observer
     return {
         "world": arguments.world_size,
         "plan": callback.plan.removed,
         "scores": callback.scores,
+        "notes": callback.notes,
         "losses": [row["loss"] for row in trainer.state.log_history if "loss" in row],
-        "streamed": callback._observer is not None and callback._observer._scores is not None,
+        "recorder": None if seen is None else type(seen._scores or seen._gradients).__name__,
     }
 
 
@@ -120,6 +131,34 @@ def loaded_in_parts(model, folder):
     save_file(model.state_dict(), place / "model.safetensors", metadata={"format": "pt"})
     config = DistributedConfig(fsdp_size=int(os.environ["WORLD_SIZE"]))
     return type(model).from_pretrained(place, distributed_config=config)
+
+
+def loaded_by_deepspeed(model, folder, stage):
+    """Divided by DeepSpeed while it is loaded, as transformers does where it knows the config before."""
+    import deepspeed
+    from transformers.integrations import HfDeepSpeedConfig
+
+    meet()
+    deepspeed.init_distributed("gloo")
+    place = folder / f"whole{os.environ['RANK']}"
+    model.config.save_pretrained(place)
+    save_file(model.state_dict(), place / "model.safetensors", metadata={"format": "pt"})
+    sizes = {"train_micro_batch_size_per_gpu": 1, "train_batch_size": 2, "gradient_accumulation_steps": 1}
+    config = HfDeepSpeedConfig({**deepspeed_config(stage), **sizes})
+    loaded = type(model).from_pretrained(place)
+    assert config.is_zero3() and not next(loaded.parameters()).numel()
+    return loaded
+
+
+def deepspeed_config(stage):
+    """One that leaves to the Trainer what it can; nothing is small enough to be kept whole."""
+    zero = {
+        "stage": stage,
+        "stage3_gather_16bit_weights_on_model_save": True,
+        "stage3_param_persistence_threshold": 0,
+    }
+    sizes = ("train_micro_batch_size_per_gpu", "train_batch_size", "gradient_accumulation_steps", "gradient_clipping")
+    return {"zero_optimization": zero, "zero_allow_untested_optimizer": True, **dict.fromkeys(sizes, "auto")}
 
 
 def meet():

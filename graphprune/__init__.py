@@ -15,6 +15,7 @@ __version__ = "0.1.0.dev0"
 if TYPE_CHECKING:
     from graphprune.checkpoint.load import load
     from graphprune.checkpoint.save import save
+    from graphprune.compose import compose
     from graphprune.declare import declare
     from graphprune.declared import DeclaredGroup
     from graphprune.engine.callback import PruneCallback
@@ -46,6 +47,7 @@ _HOMES = {
     "PruneResult": "engine.run",
     "PruneSpec": "schema",
     "Selection": "selection",
+    "compose": "compose",
     "declare": "declare",
     "last_checkpoint": "engine.marks",
     "load": "checkpoint",
@@ -74,6 +76,7 @@ __all__ = [
     "PruneSpec",
     "Selection",
     "__version__",
+    "compose",
     "declare",
     "last_checkpoint",
     "load",

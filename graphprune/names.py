@@ -17,13 +17,20 @@ from torch import nn
 from graphprune.errors import ReshapeError
 
 #: Attributes under which wrappers keep the layer that they stand for.
-_INSIDE = ("base_layer", "original_module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+_INSIDE = (
+    "base_layer",
+    "token_adapter",
+    "original_module",
+    "_orig_mod",
+    "_fsdp_wrapped_module",
+    "_checkpoint_wrapped_module",
+)
 
 
 def bare(model: nn.Module) -> nn.Module:
     """The model as it was traced: without PEFT's, the compiler's and data parallelism's outer layers."""
     while True:
-        inner = _outer_layer(model)
+        inner = outer_layer(model)
         if inner is None:
             return model
         model = inner
@@ -110,7 +117,8 @@ def resolve_parameter(model: nn.Module, tensor: str) -> nn.Parameter:
     return value
 
 
-def _outer_layer(model: nn.Module) -> nn.Module | None:
+def outer_layer(model: nn.Module) -> nn.Module | None:
+    """What a wrapper around a whole model stands for, one wrapper down, or None for the bare model."""
     # A model can only be wrapped by a class of a module that has been imported, so nothing is imported to
     # find out.
     peft = sys.modules.get("peft")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -14,12 +13,14 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from graphprune.checkpoint.adapters import ADAPTER, merged, unmerged, write_adapters
 from graphprune.checkpoint.constants import write_constants
 from graphprune.checkpoint.folder import check_output_folder, written_whole
 from graphprune.checkpoint.manifest import Manifest, StepFiles, library_versions, records
 from graphprune.errors import CheckpointError
 from graphprune.names import bare
 from graphprune.plan import PrunePlan
+from graphprune.reshape.adapters import peft_model
 from graphprune.reshape.config import described, quiet
 from graphprune.reshape.history import History, config_from, history_of
 from graphprune.tasks import loader_name
@@ -79,10 +80,10 @@ def save(
     with written_whole(target) as partial:
         if tier == "graphprune":
             with _base_config(base, history):
-                _write_weights(model, partial, merge_lora=merge_lora)
+                _write_weights(model, partial, target, merge_lora=merge_lora)
             _write_base_config(partial, history, base.dtype)
         else:
-            _write_weights(model, partial, merge_lora=merge_lora)
+            _write_weights(model, partial, target, merge_lora=merge_lora)
         constants = write_constants(model, history, partial)
         if tokenizer is not None:
             tokenizer.save_pretrained(partial)
@@ -91,7 +92,7 @@ def save(
             report.save(partial)
         Manifest(
             tier=tier,
-            load=load_line(base, target, tier, adapter=hasattr(model, "merge_and_unload") and not merge_lora),
+            load=load_line(base, target, tier, adapter=peft_model(model) is not None and not merge_lora),
             architecture=history.architecture,
             base_name=history.base_name,
             base_config=history.base_config,
@@ -113,24 +114,18 @@ def load_line(model: nn.Module, folder: Path, tier: str, *, adapter: bool = Fals
     call = f"transformers.{loader}.from_pretrained" if tier == "hf" else "graphprune.load"
     loaded = f"{call}({str(folder)!r})"
     return (
-        f"model = peft.PeftModel.from_pretrained({loaded}, {str(folder / 'adapter')!r})"
+        f"model = peft.PeftModel.from_pretrained({loaded}, {str(folder / ADAPTER)!r})"
         if adapter
         else f"model = {loaded}"
     )
 
 
-def _write_weights(model: Any, folder: Path, *, merge_lora: bool) -> None:
+def _write_weights(model: nn.Module, folder: Path, target: Path, *, merge_lora: bool) -> None:
     with quiet():
-        if not hasattr(model, "merge_and_unload"):
-            bare(model).save_pretrained(folder)  # type: ignore[operator]
-            return
-        # On a copy: merging changes the weights for good, and unmerging rounds.
-        twin = copy.deepcopy(model)
-        if merge_lora:
-            twin.merge_and_unload().save_pretrained(folder)
-        else:
-            twin.unload().save_pretrained(folder)
-            model.save_pretrained(folder / "adapter")
+        base: Any = merged(model) if merge_lora else unmerged(model)
+        base.save_pretrained(folder)
+        if base is not bare(model) and not merge_lora:
+            write_adapters(model, base, folder, str(target))
 
 
 @contextmanager

@@ -81,13 +81,20 @@ def attach(model: nn.Module, graph: DependencyGraph, groups: Iterable[Group], lo
     without dropout only, so where there are stacks of expert matrices, no adapter has dropout.
 
     Raises:
-        SpecError: if there is nothing to adapt.
+        SpecError: if there is nothing to adapt, or a layer is named whose weight is tied to another's.
     """
     from peft import LoraConfig, get_peft_model
 
     found = adaptable(model, graph, tuple(groups), lora)
     if not found:
         raise SpecError(_nothing(lora, found.left))
+    tied = {*graph.tied, *graph.tied.values()}
+    shared = next((name for name in found.modules if f"{name}.weight" in tied), None)
+    if shared is not None:
+        raise SpecError(
+            f"lora.target_modules: expected layers with weights of their own, got '{shared}', whose weight is tied to "
+            "another's: merged, its adapter would change both. Leave it out."
+        )
     if found.left:
         log.info("no adapters on %d pruned weights without a linear layer, such as %s", len(found.left), found.left[0])
     if found.stacks and lora.dropout:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 
 from graphprune.errors import ReshapeError
-from graphprune.names import inside, plain, resolve_module, resolve_owner
+from graphprune.names import bare, inside, outer_layer, plain, resolve_module, resolve_owner
 from graphprune.packed import packed_in
 
 
@@ -87,6 +88,57 @@ def adapter_layers(model: nn.Module, tensor: str) -> Iterator[Any]:
             elif leaf == "bias" and any(getattr(layer, "lora_bias", {}).values()):
                 yield layer
         layer = inside(layer)
+
+
+def peft_model(model: nn.Module) -> Any:
+    """The model in PEFT's own wrapper, below those of compilers and of data parallelism; None where there is none."""
+    peft = sys.modules.get("peft")
+    while peft is not None and not isinstance(model, peft.PeftModel):
+        inner = outer_layer(model)
+        if inner is None:
+            return None
+        model = inner
+    return None if peft is None else model
+
+
+def peft_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Every layer of PEFT in the model, with the graph's path of what it adapts; outer layers first."""
+    peft = sys.modules.get("peft")
+    if peft is None:
+        return
+    for path, module in bare(model).named_modules():
+        if isinstance(module, peft.tuners.tuners_utils.BaseTunerLayer):
+            yield ".".join(part for part in path.split(".") if part != "base_layer"), module
+
+
+@contextmanager
+def without_deltas(model: nn.Module) -> Iterator[None]:
+    """The model computes with its base tensors alone: those that :func:`graphprune.names.resolve_tensor` finds.
+
+    Of a module that PEFT trains as a copy this is the copy, and of an adapter that is merged the merged weight.
+    """
+    known = [(layer, layer._disable_adapters) for _, layer in peft_layers(model) if not layer.merged]
+    for layer, _ in known:
+        layer._disable_adapters = True
+    try:
+        yield
+    finally:
+        for layer, disabled in known:
+            layer._disable_adapters = disabled
+
+
+def merge_problem(model: nn.Module) -> str:
+    """Why the weights would be other ones than the model computes with, if its adapters were merged; else empty."""
+    places: dict[int, list[str]] = {}
+    for name, parameter in bare(model).named_parameters(remove_duplicate=False):
+        places.setdefault(id(parameter), []).append(name)
+    for path, layer in peft_layers(model):
+        base = getattr(plain(layer), getattr(layer, "parameter_name", "weight"), None)
+        held = places.get(id(base), [])
+        if len(held) > 1 and layer.active_adapters and _adapters(layer):
+            names = sorted(name.replace(".base_layer", "") for name in held)
+            return f"'{path}' carries an adapter and shares its weight: merged, it would change {' and '.join(names)}."
+    return ""
 
 
 def adapter_slots(model: nn.Module, tensor: str, dim: int) -> list[AdapterSlot]:

@@ -22,6 +22,7 @@ from transformers.utils import logging
 
 from graphprune.errors import TraceError
 from graphprune.names import bare, plain, resolve_module, resolve_tensor
+from graphprune.reshape.adapters import without_deltas
 from graphprune.reshape.candidates import Changes, Path, Shapes, candidates, fields, matching, uneven
 from graphprune.reshape.cut import cut_shape, plan_cuts
 from graphprune.reshape.epsilons import Epsilons, find_epsilons
@@ -263,10 +264,9 @@ def _logits(model: Any) -> torch.Tensor:
     """Logits of one small sample in evaluation mode, adapters off; float32, for a decoder of (1, 8, vocabulary)."""
     inputs = sample_inputs(bare(model))
     training = [m for m in model.modules() if m.training]
-    without = model.disable_adapter() if hasattr(model, "disable_adapter") else contextlib.nullcontext()
     model.eval()
     try:
-        with without:
+        with without_deltas(model):
             return output_of(model(**inputs)).float()
     finally:
         for module in training:

@@ -86,7 +86,8 @@ def _settle(
     tracer: Tracer, groups: tuple[Group, ...], by_atom: dict[Atom, Draft], values: dict[tuple[str, str], int]
 ) -> tuple[tuple[Group, ...], tuple[SizeRule, ...]]:
     """Rules for attributes; groups whose sizes the forward fixes otherwise are frozen until no equation is broken."""
-    uses = [use for use in tracer.uses.values() if matters(use.axis)]
+    # An axis may be constant by now (one query, key and value side by side): it tells of attributes all the same.
+    uses = [use for use in tracer.uses.values() if matters(use.axis) or not atoms(use.axis)]
     arithmetic = [(reader, monomials) for (reader, _), monomials in tracer.arithmetic.items()]
     while True:
         solution = size_rules(uses, arithmetic, tracer.axes, values, _naming(groups, by_atom))

@@ -143,3 +143,10 @@ def test_nothing_to_adapt_is_an_error(llama):
         attach(llama, graph, graph.groups, Lora())
     with pytest.raises(SpecError, match=r"lora\.target_modules: .* got q, rojection, which end none"):
         attach(llama, graph, graph.groups, Lora(target_modules=("q", "rojection")))
+
+
+def test_a_layer_whose_weight_is_tied_is_not_adapted_by_name(llama):
+    graph = make_graph(llama, mlp(0), tied={"lm_head.weight": "model.embed_tokens.weight"})
+    with pytest.raises(SpecError, match=r"got 'lm_head', whose weight is tied to another's: merged"):
+        attach(llama, graph, graph.groups, Lora(r=2, target_modules=("q_proj", "lm_head")))
+    assert not any("lora" in name for name, _ in llama.named_parameters())

@@ -175,6 +175,21 @@ def test_adapters_can_be_written_apart(checkpoint, tokens, tmp_path):
         assert (again(tokens[:2]).logits - result.model(tokens[:2]).logits).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("compact", ["always", "never"])
+def test_adapters_written_apart_follow_layers_that_move_up(compact, checkpoint, tokens, tmp_path):
+    """Adapters are attached by whole paths, so their config must speak of the layers that are left."""
+    from peft import PeftModel
+
+    spec = make_spec(targets=[{"role": "layer", "count": 1}], export={"merge_lora": False})
+    spec["training"]["compact"] = compact
+    result = prune(checkpoint, spec, train_data=tokens, output=tmp_path / "small", progress=False)
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "small")
+    again = PeftModel.from_pretrained(base, tmp_path / "small" / "adapter").eval()
+    with torch.no_grad():
+        assert (again(tokens[:2]).logits - result.model(tokens[:2]).logits).abs().max() < 1e-5
+    assert str(tmp_path / "small") == again.peft_config["default"].base_model_name_or_path
+
+
 def test_weights_alone_need_no_text(llama, tmp_path):
     spec = {**make_spec("none"), "criterion": "magnitude"}
     result = prune(llama, spec, output=tmp_path / "small", progress=False)

@@ -9,7 +9,7 @@ import pytest
 import graphprune as gp
 from graphprune.trace import trace
 from graphprune.trace.integers import TracedInt, terms_of, traced_numbers
-from tests.decoders import tiny
+from tests.decoders import tiny, tokens
 
 A, B = ("m", "heads"), ("m", "dim")
 
@@ -79,3 +79,14 @@ def test_a_module_that_reads_its_own_view_of_the_config_is_followed():
 def test_equal_values_are_not_mistaken_for_each_other():
     found, _ = rules("opt", "model.decoder.layers.0.self_attn")
     assert {attribute for _, attribute in found} == {"num_heads"}, "head_dim, embed_dim and layer_idx must stay"
+
+
+def test_a_quotient_that_is_one_tells_of_its_parts():
+    """As many key heads as query heads: the number of slots per group, 1 + 2, is a constant of the forward."""
+    model = tiny("falcon-grouped", num_kv_heads=8)
+    graph = trace(model)
+    group = "transformer.h.0.self_attention/attention.group"
+    gp.reshape(model, gp.PrunePlan.remove(graph, {group: [0, 1, 2]}), graph)
+    attention = model.transformer.h[0].self_attention
+    assert (attention.num_heads, attention.num_kv_heads) == (5, 5)
+    assert model(tokens()).logits.isfinite().all()

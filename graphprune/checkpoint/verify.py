@@ -21,9 +21,11 @@ from graphprune.errors import CheckpointError
 from graphprune.tasks import loader_name
 
 _STOCK = """
+sys.modules["graphprune"] = None  # importing it fails from here on
 import transformers
 loader = getattr(transformers, sys.argv[4])
-model, info = loader.from_pretrained(folder, dtype="auto", output_loading_info=True)
+trust = {"trust_remote_code": True} if sys.argv[5] == "hf-remote-code" else {}
+model, info = loader.from_pretrained(folder, dtype="auto", output_loading_info=True, **trust)
 problems = {key: found for key, found in info.items() if found}
 assert not problems, problems
 """
@@ -73,7 +75,7 @@ def verify_folder(
     path = Path(folder).expanduser().absolute()
     expected = expected_logits.detach().float().cpu()
     manifest = Manifest.read(path)
-    script = _HEAD + (_STOCK if manifest.tier == "hf" else _OWN) + _COMPARE
+    script = _HEAD + (_OWN if manifest.tier == "graphprune" else _STOCK) + _COMPARE
     named = {"input_ids": inputs} if isinstance(inputs, torch.Tensor) else inputs
     question = {n: t.detach().cpu().contiguous() for n, t in named.items() if isinstance(t, torch.Tensor)}
     with tempfile.TemporaryDirectory(prefix="graphprune-") as files:
@@ -81,7 +83,8 @@ def verify_folder(
         package = str(Path(graphprune.__file__).parents[1])
         search = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
         environment = {**processes.environment_alone(), "PYTHONPATH": search, "HF_HUB_OFFLINE": "1"}
-        command = [sys.executable, "-c", script, str(path), files, expected_logits.device.type, _loader(path, manifest)]
+        command = [sys.executable, "-c", script, str(path), files, expected_logits.device.type]
+        command += [_loader(path, manifest), manifest.tier]
         try:
             done = subprocess.run(  # noqa: S603 - our own interpreter and script
                 command, env=environment, capture_output=True, text=True, timeout=timeout, check=False

@@ -15,7 +15,7 @@ from torch import nn
 from graphprune import processes, validate
 from graphprune.checkpoint import check_output_folder, save, verify_folder
 from graphprune.checkpoint.manifest import library_versions
-from graphprune.checkpoint.save import load_line
+from graphprune.checkpoint.tiers import load_line
 from graphprune.declare import declare
 from graphprune.engine.base import QuantisedBase
 from graphprune.engine.data import Blocks, example, fingerprint

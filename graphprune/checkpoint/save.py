@@ -90,7 +90,7 @@ def save(
             report.save(partial)
         Manifest(
             tier=tier.name,
-            load=load_line(base, target, tier.name, adapter=hasattr(model, "merge_and_unload") and not merge_lora),
+            load=load_line(base, target, tier, adapter=hasattr(model, "merge_and_unload") and not merge_lora),
             architecture=history.architecture,
             base_name=history.base_name,
             base_config=history.base_config,

@@ -68,14 +68,16 @@ def _not_stock(history: History) -> str:
     return "" if history.stock else history.why_not
 
 
-def load_line(model: nn.Module, folder: Path, tier: str, *, adapter: bool = False) -> str:
+def load_line(model: nn.Module, folder: Path, tier: Tier, *, adapter: bool = False) -> str:
     """The line of Python that loads ``model`` from a folder of the given tier, with adapters beside its weights."""
     base: Any = bare(model)
-    loader = f"transformers.{loader_name(type(base).__name__, base.config.model_type)}.from_pretrained"
-    call, trust = {"hf": (loader, ""), "hf-remote-code": (loader, ", trust_remote_code=True")}.get(
-        tier, ("graphprune.load", "")
-    )
-    loaded = f"{call}({str(folder)!r}{trust})"
+    place = repr(str(folder))
+    if tier.recipe is not None:
+        loaded = f"transformers.{tier.recipe.loader}.from_pretrained({place}, trust_remote_code=True)"
+    elif tier.name == "hf":
+        loaded = f"transformers.{loader_name(type(base).__name__, base.config.model_type)}.from_pretrained({place})"
+    else:
+        loaded = f"graphprune.load({place})"
     return (
         f"model = peft.PeftModel.from_pretrained({loaded}, {str(folder / 'adapter')!r})"
         if adapter

@@ -29,6 +29,9 @@ import transformers
 from torch import nn
 from transformers import GenerationMixin, PreTrainedModel
 
+BY_LAYER = "per_layer_config"
+"""What transformers calls the fields of a config that differ between layers; to be read as data, not as configs."""
+
 
 def __getattr__(name: str) -> type[PreTrainedModel]:
     base = getattr(transformers, name, None)
@@ -153,7 +156,7 @@ def fields(config: Any, values: dict[str, Any]) -> Iterator[None]:
 
 def _get_field(config: Any, path: str) -> Any:
     for name in path.split("."):
-        config = getattr(config, name)
+        config = config.to_dict().get(name) if name == BY_LAYER else getattr(config, name)
     return config
 
 

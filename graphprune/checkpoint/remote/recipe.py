@@ -7,6 +7,7 @@ the recipe. So nothing that pruning can do needs a word of its own here, and wha
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,11 +15,11 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
-from transformers import CONFIG_MAPPING, PreTrainedModel
+from transformers import CONFIG_MAPPING, GenerationMixin, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from graphprune.checkpoint.remote import modeling_graphprune
-from graphprune.checkpoint.remote.modeling_graphprune import Argument, View
+from graphprune.checkpoint.remote.modeling_graphprune import Argument
 from graphprune.checkpoint.remote.snapshot import (
     Snapshot,
     UnstatableError,
@@ -35,8 +36,8 @@ from graphprune.reshape.buffers import cut_buffers
 from graphprune.reshape.config import quiet
 from graphprune.reshape.constants import ConstantCut
 from graphprune.reshape.history import History, config_from
-from graphprune.reshape.view import ConfigView
-from graphprune.tasks import TASKS, loader_name
+from graphprune.reshape.view import is_view, own_values
+from graphprune.tasks import DEFAULT, TASKS, loader_name
 
 KEY = "graphprune"
 """Under which the config has the recipe."""
@@ -66,14 +67,13 @@ def find_recipe(history: History) -> Recipe | str:
     Needs no weights: the model is built on the meta device.
     """
     kind = str(history.base_config.get("model_type", ""))
-    loader = loader_name(history.architecture, kind)
     base = getattr(transformers, history.architecture, None)
-    if loader not in TASKS.values():
-        return f"no auto class of transformers loads a {history.architecture}"
     if not (isinstance(base, type) and issubclass(base, PreTrainedModel)) or kind not in CONFIG_MAPPING:
         return f"transformers {transformers.__version__} has no {history.architecture}"
+    loader = _loader(base, kind)
+    config_class: Any = CONFIG_MAPPING[kind]
     try:
-        pruned, changes = _derive(base, CONFIG_MAPPING[kind], history)
+        pruned, changes = _derive(base, config_class, history)
     except UnstatableError as reason:
         return str(reason)
     names = tuple(n for n in cut_buffers(pruned, history) if n not in pruned.state_dict())
@@ -84,9 +84,8 @@ def find_recipe(history: History) -> Recipe | str:
         config["auto_map"] = {loader: f"{modeling_graphprune.__name__.rpartition('.')[2]}.{history.architecture}"}
         config["architectures"] = [history.architecture]
         try:
-            again = _built(
-                getattr(modeling_graphprune, history.architecture), config_from(CONFIG_MAPPING[kind], config)
-            )
+            config = json.loads(config_from(config_class, config).to_json_string())  # as transformers writes it
+            again = _built(getattr(modeling_graphprune, history.architecture), config_from(config_class, config))
             objection = distinguish(pruned, again)
         except Exception as error:  # noqa: BLE001 - a config class may refuse in any way it likes
             objection = f"{type(error).__name__}: {error}"
@@ -94,6 +93,14 @@ def find_recipe(history: History) -> Recipe | str:
             shapes = {name: tuple(tensor.shape) for name, tensor in again.state_dict().items()}
             return Recipe(config, loader, names, shapes)
     return f"following the recipe gives another model: {objection}"
+
+
+def _loader(base: type[PreTrainedModel], kind: str) -> str:
+    """The auto class of ``base``. Where transformers has none, one can still be told of the file."""
+    found = loader_name(base.__name__, kind)
+    if found in TASKS.values():
+        return found
+    return TASKS[DEFAULT] if issubclass(base, GenerationMixin) else "AutoModel"
 
 
 def _built(model_class: type[PreTrainedModel], config: Any) -> PreTrainedModel:
@@ -189,10 +196,8 @@ class _Changes:
                 self._recipe["arguments"].append({**said, "kept": _text(kept)})
 
     def _attribute(self, path: str, name: str, old: Any, value: Any) -> None:
-        if isinstance(value, ConfigView):
-            kind, said = "views", value.own()
-        elif isinstance(value, View):
-            kind, said = "views", {own: vars(value)[own] for own in value._own}
+        if is_view(value):
+            kind, said = "views", own_values(value)
         elif isinstance(value, dict) and value and all(isinstance(item, nn.Module) for item in value.values()):
             places = {id(module): key for key, module in old.items()}
             kind, said = "lookups", {str(key): places[id(module)] for key, module in value.items()}

@@ -10,6 +10,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
+from graphprune.checkpoint.remote.modeling_graphprune import BY_LAYER
+from graphprune.reshape.view import is_view, own_values
+
 _TORCH = frozenset(vars(nn.Module()))
 """What torch keeps on every module: parameters, sub-modules, hooks."""
 
@@ -65,6 +68,8 @@ def config_fields(config: Any) -> Iterator[tuple[str, Any]]:
         for name, value in vars(part).items():
             if is_plain(value):
                 yield f"{path}.{name}".lstrip("."), copy.deepcopy(value)
+        if getattr(part, "is_heterogeneous", False):
+            yield f"{path}.{BY_LAYER}".lstrip("."), {str(i): said for i, said in part.to_dict()[BY_LAYER].items()}
 
 
 def is_plain(value: Any) -> bool:
@@ -80,7 +85,13 @@ def same(left: Any, right: Any) -> bool:
     """Whether two values are the same thing, or the same plain data."""
     if left is right:
         return True
-    return type(left) is type(right) and is_plain(left) and is_plain(right) and bool(left == right)
+    if type(left) is not type(right):
+        return False
+    if isinstance(left, dict):
+        return left.keys() == right.keys() and all(same(value, right[key]) for key, value in left.items())
+    if isinstance(left, (list, tuple)):
+        return len(left) == len(right) and all(map(same, left, right))
+    return is_plain(left) and is_plain(right) and bool(left == right)
 
 
 def distinguish(left: Any, right: Any) -> str:
@@ -102,7 +113,8 @@ def distinguish(left: Any, right: Any) -> str:
                 return f"'{name}' of '{where}' is {one!r} in one and {two!r} in the other"
     ours, known = (dict(config_fields(model.config)) for model in (left, right))
     for name in ours.keys() & known.keys():
-        if ours[name] != known[name] and name.rpartition(".")[2] not in _MAY_DIFFER:
+        last = name.rpartition(".")[2]
+        if ours[name] != known[name] and last not in _MAY_DIFFER and not last.startswith("_"):
             return f"'{name}' of the config is {ours[name]!r} in one and {known[name]!r} in the other"
     return ""
 
@@ -114,9 +126,8 @@ def _data(value: Any) -> Any:
     """What of an attribute can be compared between two models; None where nothing can."""
     if is_plain(value):
         return value
-    own = getattr(value, "_own", None)
-    if own is not None and isinstance(vars(value).get("_base"), PreTrainedConfig):  # a view, of our own or the file's
-        return {name: vars(value)[name] for name in own}
+    if is_view(value):
+        return own_values(value)
     if isinstance(value, dict) and all(isinstance(item, nn.Module) for item in value.values()):
         return sorted(value)
     return None

@@ -11,7 +11,7 @@ followed:
     entries     {module list: entries that stay}
     shapes      {tensor: sizes}; in the checkpoint it has only these
     attributes  {module: {attribute: value}}
-    lookups     {module: {attribute: {key: old key}}}, for dictionaries of modules
+    lookups     {module: {attribute: {key: old key}}}, for dictionaries by numbers of layers
     views       {module: {attribute: {field: value}}}: what a module reads in the shared config as if it were alone
     arguments   [{module, argument, dim, length, kept}]: constants that are handed to a module, and what it gets of them
     constants   {buffer: dtype}: cut constants, which are in the checkpoint because the code would make them whole

@@ -198,17 +198,25 @@ class _Changes:
     def _attribute(self, path: str, name: str, old: Any, value: Any) -> None:
         if is_view(value):
             kind, said = "views", own_values(value)
-        elif isinstance(value, dict) and value and all(isinstance(item, nn.Module) for item in value.values()):
-            places = {id(module): key for key, module in old.items()}
-            kind, said = "lookups", {str(key): places[id(module)] for key, module in value.items()}
+        elif isinstance(value, dict) and isinstance(old, dict) and all(isinstance(key, int) for key in value):
+            kind, said = "lookups", {str(key): _key_of(item, old, name, path) for key, item in value.items()}
         else:
             kind, said = "attributes", _plain(value, name, path)
         self._recipe[kind].setdefault(path, {})[name] = said
 
 
+def _key_of(item: Any, table: dict[int, Any], name: str, path: str) -> int:
+    for key, old in table.items():
+        if same(old, item):
+            return key
+    raise UnstatableError(f"'{name}' of '{path or 'the model'}' has an entry that is new")
+
+
 def _plain(value: Any, name: str, path: str) -> Any:
     if not is_plain(value):
-        raise UnstatableError(f"'{name}' of '{path}' is a {type(value).__name__}, which JSON cannot hold")
+        raise UnstatableError(
+            f"'{name}' of '{path or 'the model'}' is a {type(value).__name__}, which JSON cannot hold"
+        )
     return sorted(value) if isinstance(value, (set, frozenset)) else value
 
 

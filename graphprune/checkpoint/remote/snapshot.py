@@ -128,7 +128,7 @@ def _data(value: Any) -> Any:
         return value
     if is_view(value):
         return own_values(value)
-    if isinstance(value, dict) and all(isinstance(item, nn.Module) for item in value.values()):
+    if isinstance(value, dict) and all(isinstance(key, int) for key in value):
         return sorted(value)
     return None
 

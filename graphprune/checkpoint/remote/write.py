@@ -26,7 +26,7 @@ def write_remote(folder: Path, recipe: Recipe, dtype: torch.dtype, constants: di
     config = {**recipe.config, "dtype": _name(dtype)}
     if constants:
         config[KEY] = {**config[KEY], "constants": {name: _name(kind) for name, kind in constants.items()}}
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     shutil.copyfile(modeling_graphprune.__file__, folder / MODELING)
 
 

@@ -218,7 +218,7 @@ class Data(Section):
         return self
 
 
-ExportTarget = Literal["hf", "graphprune"]
+ExportTarget = Literal["hf", "hf-remote-code", "graphprune"]
 
 
 class Export(Section):
@@ -227,7 +227,12 @@ class Export(Section):
     targets: Annotated[
         tuple[ExportTarget, ...],
         BeforeValidator(as_tuple, json_schema_input_type=ExportTarget | tuple[ExportTarget, ...]),
-    ] = Field(("hf",), min_length=1, description="hf: loads with from_pretrained. graphprune: loads with gp.load.")
+    ] = Field(
+        ("hf", "hf-remote-code", "graphprune"),
+        min_length=1,
+        description="What is acceptable, best first. hf: loads with from_pretrained. hf-remote-code: loads with "
+        "from_pretrained and trust_remote_code=True. graphprune: loads with gp.load.",
+    )
     merge_lora: bool = Field(True, description="Merge the adapters into the weights before writing.")
 
 

@@ -87,7 +87,9 @@ def test_heads_that_no_config_describes_come_back_through_load(tmp_path):
     graph = trace(model)
     small = reshape(model, some_units(graph), graph)
     folder = save(small, tmp_path / "small")
-    assert Manifest.read(folder).load == f"model = graphprune.load({str(folder)!r})"
+    auto = "transformers.AutoModelForSequenceClassification"
+    line = f"model = {auto}.from_pretrained({str(folder)!r}, trust_remote_code=True)"
+    assert Manifest.read(folder).load == line
     again = load(folder)
     assert torch.equal(again(**TEXT).logits, small(**TEXT).logits)
     assert verify_folder(folder, TEXT, small(**TEXT).logits) <= 1e-5

@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
+from graphprune.checkpoint.remote import KEY
 from graphprune.errors import CheckpointError
 from graphprune.tasks import TASKS, auto_class, check_task, task_of, tasks_for
 
@@ -39,7 +40,8 @@ def auto_for(source: str, config: Any, task: str | None = None, *, trust_remote_
         )
     auto = auto_class(task)
     named = getattr(config, "auto_map", None) or {}
-    if TASKS[task] in named and type(config) not in auto._model_mapping and not trust_remote_code:
+    needed = type(config) not in auto._model_mapping or hasattr(config, KEY)  # stock code would build it whole
+    if TASKS[task] in named and needed and not trust_remote_code:
         raise CheckpointError(_untrusted(source, named))
     return auto
 

@@ -60,12 +60,14 @@ def _alive(process: int) -> bool:
 def written_whole(folder: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary folder beside ``folder`` that takes its name when the block ends.
 
-    Whatever ends the block early, Ctrl-C included, removes it, and ``folder`` is as it was.
+    Whatever ends the block early, Ctrl-C included, removes it, and ``folder`` is as it was. What a killed process left
+    goes when the next one begins.
 
     Raises:
         CheckpointError: if ``folder`` is not empty, before the block or after it, or cannot be written.
     """
     path = check_output_folder(folder).absolute()
+    clear_partial(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     made = [p for p in path.parents if not p.exists()]  # innermost first
     try:

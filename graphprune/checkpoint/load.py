@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -13,14 +15,17 @@ from transformers import AutoConfig, GenerationMixin, PreTrainedModel
 
 from graphprune.checkpoint.constants import put_constants, read_constants
 from graphprune.checkpoint.manifest import Manifest
+from graphprune.checkpoint.remote import KEY, modeling_graphprune
 from graphprune.errors import CheckpointError
 from graphprune.graph import DependencyGraph
+from graphprune.names import resolve_owner
 from graphprune.plan import PrunePlan
 from graphprune.reshape.apply import cut_model
 from graphprune.reshape.config import quiet
-from graphprune.reshape.history import History, Step, remember
+from graphprune.reshape.history import History, Step, config_from, remember
 from graphprune.tasks import loader_name
 
+NOTHING: Mapping[str, str] = MappingProxyType({})
 _CUT_BUFFERS = "_graphprune_cut_buffers"
 """Where a model that is being loaded keeps the names of buffers that were cut and that its weights do not have."""
 
@@ -50,7 +55,10 @@ def load(
     steps = tuple(_step(path / files.plan, path / files.graph) for files in manifest.steps)
     try:
         config = AutoConfig.from_pretrained(path)
-        model_class = _loader(manifest, config.model_type, steps)
+        constants: dict[str, str] = (getattr(config, KEY, None) or {}).get("constants", {})
+        model_class = _loader(manifest, config.model_type, steps, constants)
+        if manifest.tier == "hf-remote-code":
+            config = _unpruned(config, manifest)
         with quiet():
             model, info = model_class.from_pretrained(
                 path, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True
@@ -61,10 +69,12 @@ def load(
     if problems:
         raise CheckpointError(f"the weights in {path} do not fit the model that its plan describes: {problems}")
     wanted = vars(model).pop(_CUT_BUFFERS, frozenset())
-    if wanted:
-        constants = read_constants(path / manifest.constants) if manifest.constants else {}
-        put_constants(model, wanted, constants, as_saved=dtype == "auto")
-    if manifest.tier == "graphprune":
+    if manifest.tier == "hf-remote-code":
+        _into_weights(model, constants, undo=True)
+    elif wanted:
+        saved = read_constants(path / manifest.constants) if manifest.constants else {}
+        put_constants(model, wanted, saved, as_saved=dtype == "auto")
+    if manifest.tier != "hf":
         model.__class__ = _stock_class(manifest)  # the cut class was only needed to be built
     history = History(
         architecture=manifest.architecture,
@@ -79,11 +89,14 @@ def load(
     return loaded
 
 
-def cut_class(base: type[PreTrainedModel], steps: tuple[Step, ...]) -> type[PreTrainedModel]:
+def cut_class(
+    base: type[PreTrainedModel], steps: tuple[Step, ...], constants: Mapping[str, str] = NOTHING
+) -> type[PreTrainedModel]:
     """A class that builds ``base`` from the unpruned config and cuts it, so that stock loading code can fill it.
 
     It keeps the stock name and calls itself stock code, because transformers looks up weight conversions by both; and
-    it lists :class:`GenerationMixin` directly, or transformers would wrap it in yet another class.
+    it lists :class:`GenerationMixin` directly, or transformers would wrap it in yet another class. ``constants`` are
+    the dtypes of cut constants that the weights contain.
     """
 
     def build(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
@@ -92,6 +105,7 @@ def cut_class(base: type[PreTrainedModel], steps: tuple[Step, ...]) -> type[PreT
         own = {id(tensor) for tensor in cut}
         kept = {name: b for name, b in self.named_buffers(remove_duplicate=False) if id(b) in own}
         vars(self)[_CUT_BUFFERS] = frozenset(kept.keys() - self.state_dict(keep_vars=True).keys())
+        _into_weights(self, constants)
 
     def initialise(self: Any) -> None:
         for name in vars(self).get(_CUT_BUFFERS, ()):  # none yet while the stock class is built
@@ -113,15 +127,33 @@ def cut_class(base: type[PreTrainedModel], steps: tuple[Step, ...]) -> type[PreT
     return type(base.__name__, (base, GenerationMixin) if generates else (base,), members)
 
 
-def _loader(manifest: Manifest, kind: str, steps: tuple[Step, ...]) -> Any:
+def _into_weights(model: Any, constants: Mapping[str, str], *, undo: bool = False) -> None:
+    """Lets cut constants be loaded with the weights, those of 32 bits as such, or makes them constants again."""
+    for name, dtype in constants.items():
+        owner, leaf = resolve_owner(model, name)
+        (owner._non_persistent_buffers_set.add if undo else owner._non_persistent_buffers_set.discard)(leaf)
+        exact = {name} if dtype == "float32" and owner.get_buffer(leaf).dtype == torch.float32 else set()
+        known = set(model._keep_in_fp32_modules_strict)
+        model._keep_in_fp32_modules_strict = known - {name} if undo else known | exact
+
+
+def _loader(manifest: Manifest, kind: str, steps: tuple[Step, ...], constants: Mapping[str, str]) -> Any:
     """The class whose ``from_pretrained`` reads the folder; ``kind`` is the model type of its config."""
     if manifest.tier == "hf":
         return getattr(transformers, loader_name(manifest.architecture, kind))
-    return cut_class(_stock_class(manifest), steps)
+    return cut_class(_stock_class(manifest), steps, constants)
+
+
+def _unpruned(config: Any, manifest: Manifest) -> Any:
+    """The config of the unpruned model; plan and graph say what became of it, and not the folder's own recipe."""
+    unpruned = config_from(type(config), manifest.base_config)
+    unpruned.dtype, unpruned.architectures = config.dtype, config.architectures
+    return unpruned
 
 
 def _stock_class(manifest: Manifest) -> type[PreTrainedModel]:
-    found = getattr(transformers, manifest.architecture, None)
+    home = modeling_graphprune if KEY in manifest.base_config else transformers
+    found = getattr(home, manifest.architecture, None)
     if not (isinstance(found, type) and issubclass(found, PreTrainedModel)):
         raise CheckpointError(
             f"this version of transformers ({transformers.__version__}) has no model class "

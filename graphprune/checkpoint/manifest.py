@@ -39,14 +39,16 @@ class Manifest(BaseModel):
     """What ``manifest.json`` says.
 
     Attributes:
-        tier: ``hf`` loads with stock ``from_pretrained``; ``graphprune`` needs :func:`graphprune.load`.
+        tier: ``hf`` loads with stock ``from_pretrained``; ``hf-remote-code`` does so with the modelling file that the
+            folder carries (``trust_remote_code=True``); ``graphprune`` needs :func:`graphprune.load`.
         load: the line of code that loads the folder.
         architecture: the class of the model, by its name in transformers.
         base_name: where the unpruned model came from.
         base_config: the unpruned model's config.
         steps: every pruning, oldest first; they lead from the base config to this checkpoint.
         constants: the file of cut constants that are in no stock checkpoint, where there are any.
-        why_not_hf: for tier ``graphprune`` the reason.
+        why_not_hf: for other tiers than ``hf`` the reason, where that tier was wanted.
+        why_not_remote: for tier ``graphprune`` the reason why it is not ``hf-remote-code``, where that was wanted.
         libraries: versions of what wrote the folder.
         files: every other file of the folder.
     """
@@ -54,7 +56,7 @@ class Manifest(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     format: Literal[1] = 1
-    tier: Literal["hf", "graphprune"]
+    tier: Literal["hf", "hf-remote-code", "graphprune"]
     load: str
     architecture: str
     base_name: str = ""
@@ -62,6 +64,7 @@ class Manifest(BaseModel):
     steps: tuple[StepFiles, ...] = ()
     constants: str | None = None
     why_not_hf: str = ""
+    why_not_remote: str = ""
     libraries: dict[str, str]
     files: dict[str, FileRecord]
 

@@ -20,7 +20,7 @@ def command(
     trust_remote_code: Trust = False,
 ) -> None:
     """Remove from MODEL exactly what PLAN names and write the smaller model to a new folder."""
-    from graphprune.checkpoint import check_output_folder, load_model, save
+    from graphprune.checkpoint import check_output_folder, load_model, prove_folder, save
     from graphprune.cli.models import told
     from graphprune.declare import trace_with
     from graphprune.plan import PrunePlan
@@ -34,7 +34,8 @@ def command(
     wanted.check(graph)
     before = loaded.num_parameters()
     with working(f"writing {folder}"):
-        save(reshape(loaded, wanted, graph), folder, tokenizer=tokenizer)
+        small = reshape(loaded, wanted, graph)
+        save(small, folder, tokenizer=tokenizer, proof=lambda written: prove_folder(small, written))
     out().print(f"{wanted}: {before:,} -> {loaded.num_parameters():,} parameters")
     for line in told(folder):
         out().print(line)

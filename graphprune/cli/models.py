@@ -83,10 +83,9 @@ def _no_model(name: str, error: Exception) -> str:
 def told(folder: Path) -> list[str]:
     """What a folder that was just written says about itself: how to load it, and why not otherwise."""
     manifest = Manifest.read(folder)
-    lines = [f"wrote {folder}; load it with:", f"    {manifest.load}"]
-    if manifest.why_not_hf:
-        lines.insert(0, f"note: not a stock checkpoint, because {manifest.why_not_hf}")
-    return lines
+    reasons = [("a stock checkpoint", manifest.why_not_hf), ("a self-contained folder", manifest.why_not_remote)]
+    notes = [f"note: not {what}, because {reason}" for what, reason in reasons if reason]
+    return [*notes, f"wrote {folder} (tier {manifest.tier}); load it with:", f"    {manifest.load}"]
 
 
 def check_file(file: Path) -> None:

@@ -12,7 +12,7 @@ from graphprune.declared import coefficients
 from graphprune.errors import ReshapeError
 from graphprune.graph import SizeRule
 from graphprune.names import bare, plain, resolve_module
-from graphprune.reshape.view import ConfigView
+from graphprune.reshape.view import is_view
 from graphprune.trace.integers import configs_of
 
 
@@ -62,7 +62,7 @@ def find_integer(model: nn.Module, place: str) -> tuple[str, str, str, Any] | st
         reader, config = _reader(base, path)
         if config is None:
             return str(missing)
-    config = config._base if isinstance(config, ConfigView) else config
+    config = config._base if is_view(config) else config
     if id(config) not in configs:
         return f"'{path}' is neither a module nor the model's config"
     return _value(configs[id(config)], attribute, reader, config)

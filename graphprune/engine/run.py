@@ -14,8 +14,9 @@ from torch import nn
 
 from graphprune import processes, validate
 from graphprune.checkpoint import check_output_folder, save, verify_folder
+from graphprune.checkpoint.greedy import NEW_TOKENS, Continuation, continuation
 from graphprune.checkpoint.manifest import library_versions
-from graphprune.checkpoint.save import load_line
+from graphprune.checkpoint.tiers import best_tier, load_line
 from graphprune.declare import declare
 from graphprune.engine.base import QuantisedBase
 from graphprune.engine.data import Blocks, example, fingerprint
@@ -37,7 +38,6 @@ from graphprune.names import bare
 from graphprune.placement import input_device
 from graphprune.plan import PrunePlan
 from graphprune.report import Report, StageClock, measure
-from graphprune.reshape.history import history_of
 from graphprune.sample import output_of, sample_inputs
 from graphprune.schema import PruneSpec
 from graphprune.specfile import load_spec
@@ -251,13 +251,12 @@ class _Run:
         outcome.model.eval()
         if self.spec.training.mode != "none":
             self._judge("perplexity_tuned", outcome.model)
-        history = history_of(outcome.model)
         self._facts["after"] = measure(outcome.model)
         self._facts["plan"] = outcome.plan.summary()
-        self._facts["tier"] = "hf" if history.stock else "graphprune"
+        self._tier = tier = best_tier(outcome.model, self._targets)
+        self._facts["tier"] = tier.name
         self._notes += [*outcome.plan.notes, *outcome.notes, *self.base.notes]
-        if not history.stock and "hf" in self.spec.export.targets:
-            self._notes.append(f"does not load with stock from_pretrained: {history.why_not}")
+        self._notes += [f"not of tier {name}: {reason}" for name, reason in tier.why_not.items()]
         return outcome
 
     def write(self, outcome: Outcome, output: str | os.PathLike[str]) -> None:
@@ -272,16 +271,18 @@ class _Run:
     def _write(self, outcome: Outcome, output: str | os.PathLike[str]) -> None:
         folder = check_output_folder(output)
         adapter = bare(outcome.model) is not outcome.model
-        self._facts["load"] = load_line(outcome.model, folder, self._facts["tier"], adapter=adapter)
-        inputs, logits = self._proof(outcome.model)
+        self._facts["load"] = load_line(outcome.model, folder, self._tier, adapter=adapter)
+        inputs, logits, text = self._proof(outcome.model)
 
         def prove(written: Path) -> None:
             with self.clock.stage("verify"):
                 try:
-                    distance = verify_folder(written, inputs, logits)
+                    distance = verify_folder(written, inputs, logits, text)
                 except CheckpointError as error:
                     raise CheckpointError(f"{error}".replace(f"{written}", f"{folder}")) from None
-            self._notes.append(f"a fresh process loads the folder; logits differ by at most {distance:.2g}")
+            said = f"{NEW_TOKENS} greedy tokens are the same"
+            said = f"no text was compared: {text}" if isinstance(text, str) else said
+            self._notes.append(f"a fresh process loads the folder; logits differ by at most {distance:.2g}; {said}")
 
         with self.clock.stage("save"):
             save(
@@ -291,23 +292,30 @@ class _Run:
                 plan=outcome.plan,
                 report=self.report(),
                 merge_lora=self.spec.export.merge_lora,
+                targets=self._targets,
                 proof=prove,
             )
 
-    def _proof(self, model: nn.Module) -> tuple[dict[str, Any], torch.Tensor]:
-        """Inputs, and the logits that the written folder must give for them; adapters do not count."""
+    @property
+    def _targets(self) -> tuple[str, ...]:
+        """What may be written: where none of what was asked for is possible, the work of a run is kept all the same."""
+        return (*self.spec.export.targets, "graphprune")
+
+    def _proof(self, model: nn.Module) -> tuple[dict[str, Any], torch.Tensor, Continuation | str]:
+        """Inputs, and the logits and the text that the written folder must give for them; adapters do not count."""
         inputs = self._proof_inputs()
         bases: AbstractContextManager[Any] = (
             nullcontext() if bare(model) is model else cast(Any, model).disable_adapter()
         )
         with torch.no_grad(), bases:
             logits = output_of(model(**inputs))
+            text = continuation(model, inputs)
         if not logits.isfinite().all():
             raise NonFiniteError(
                 f"the pruned model's logits are NaN or infinite for {_shown(inputs)}, so nothing was written. "
                 "Look for NaN in the weights it came with, or load it in float32 or bfloat16."
             )
-        return inputs, logits
+        return inputs, logits, text
 
     def report(self) -> Report:
         """The report as far as the run has come."""

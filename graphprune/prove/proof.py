@@ -24,7 +24,7 @@ class ProofRow(Value):
         alive: dimensions of tensors of which a removed slice still had a gradient under the mask.
         generates: whether masked and reshaped model generate the same tokens; None where that was not tried.
         reloads: whether the saved and loaded model gives the same logits and tokens; None where that was not tried.
-        tier: of the saved folder (``hf`` or ``graphprune``).
+        tier: of the saved folder (``hf``, ``hf-remote-code`` or ``graphprune``).
         notes: what could not be tried, and why.
         problem: what disproves the kind; None where nothing does.
     """

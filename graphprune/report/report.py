@@ -32,7 +32,7 @@ class Report(BaseModel):
         data_fingerprint: a hash of the training text.
         spec_fingerprint: a hash of what the spec says about the result; paths of text and the like do not count.
         graph_fingerprint: that of the dependency graph of the model as it came.
-        tier: ``hf`` or ``graphprune``: how the result loads.
+        tier: ``hf``, ``hf-remote-code`` or ``graphprune``: how the result loads.
         load: the line of code that loads it.
         notes: adjustments to what was asked, numbers that are missing, reasons.
     """

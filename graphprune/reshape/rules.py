@@ -14,7 +14,7 @@ from graphprune.graph import DependencyGraph, SizeRule
 from graphprune.names import bare, plain, resolve_module
 from graphprune.packed import packed_in
 from graphprune.reshape.history import History, Step
-from graphprune.reshape.view import ConfigView, give_view, holds
+from graphprune.reshape.view import give_view, holds, is_view
 
 Change = tuple[SizeRule, int, int]
 """A rule with its integer before and after."""
@@ -129,6 +129,6 @@ def _seen_by(model: nn.Module, rule: SizeRule) -> Any:
     holder = _owner(model, rule.owner)
     if _in_config(rule):
         for value in vars(plain(resolve_module(model, rule.reader))).values():
-            if isinstance(value, ConfigView) and value._base is holder:
+            if is_view(value) and value._base is holder:
                 return value
     return holder

@@ -14,7 +14,7 @@ from graphprune.errors import ReshapeError
 from graphprune.graph import DependencyGraph, Numbering, Stack
 from graphprune.names import bare, plain, resolve_module
 from graphprune.plan import PrunePlan
-from graphprune.reshape.view import ConfigView
+from graphprune.reshape.view import is_view
 
 Edit = Callable[[], None]
 
@@ -123,7 +123,7 @@ def _config(model: nn.Module, owner: str) -> Any:
     found: Any = bare(model)
     for name in owner.split("."):
         found = getattr(found, name)
-    return found._base if isinstance(found, ConfigView) else found
+    return found._base if is_view(found) else found
 
 
 def _set(config: Any, attribute: str, value: Any) -> None:

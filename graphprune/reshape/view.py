@@ -40,16 +40,27 @@ class ConfigView:
         return ConfigView, (self._base, self.own())
 
 
+def is_view(value: Any) -> bool:
+    """Whether ``value`` is a view of a config: one of these, or of the kind that a modelling file makes for itself."""
+    own = vars(value) if hasattr(value, "__dict__") else {}
+    return "_base" in own and "_own" in own
+
+
+def own_values(view: Any) -> dict[str, int]:
+    """The attributes of a view of any kind that differ from the shared config."""
+    return {name: vars(view)[name] for name in vars(view)["_own"]}
+
+
 def holds(module: nn.Module, config: Any) -> bool:
     """Whether ``module`` has ``config``, or a view of it, as an attribute."""
-    return any(v is config or (isinstance(v, ConfigView) and v._base is config) for v in vars(module).values())
+    return any(v is config or (is_view(v) and v._base is config) for v in vars(module).values())
 
 
 def give_view(module: nn.Module, config: Any, own: dict[str, int]) -> None:
     """Lets ``module`` see ``own`` instead of what ``config`` says."""
     for name, value in list(vars(module).items()):
-        if isinstance(value, ConfigView) and value._base is config:
-            module.__dict__[name] = ConfigView(config, {**value.own(), **own})
+        if is_view(value) and value._base is config:
+            module.__dict__[name] = ConfigView(config, {**own_values(value), **own})
         elif value is config:
             module.__dict__[name] = ConfigView(config, own)
 
@@ -58,5 +69,5 @@ def take_views(model: nn.Module) -> None:
     """Gives every module of ``model`` the shared config back."""
     for module in model.modules():
         for name, value in list(vars(module).items()):
-            if isinstance(value, ConfigView):
+            if is_view(value):
                 module.__dict__[name] = value._base

@@ -37,8 +37,9 @@ quarter of the units, in one layer and in all layers, then everything together),
 LEGEND = (
     "The number is the largest difference of logits, as a fraction of the largest logit (`0`: bit by bit the same). "
     "`f` all frozen, `+f` some groups frozen, `i` inexact, `✗` fails, `·` not there. Folder with everything pruned: "
-    "`hf` loads with `from_pretrained`, `gp` with `graphprune.load`. Text: generated with a `cache`, without one "
-    "(`plain`), or not at all (`·`), as the unpruned model can."
+    "`hf` loads with `from_pretrained`, `rc` does so with its own modelling file (`trust_remote_code=True`), `gp` with "
+    "`graphprune.load`. Text: generated with a `cache`, without one (`plain`), or not at all (`·`), as the unpruned "
+    "model can."
 )
 
 REPRODUCE = """## How to reproduce
@@ -129,7 +130,7 @@ def _cell(rows: Sequence[ProofRow]) -> str:
 
 def _folder(result: Result) -> str:
     tiers = [row.tier for row in result.of("together") if row.tier]
-    return {"hf": "hf", "graphprune": "gp"}.get(tiers[0], tiers[0]) if tiers else "·"
+    return {"hf": "hf", "hf-remote-code": "rc", "graphprune": "gp"}.get(tiers[0], tiers[0]) if tiers else "·"
 
 
 def _text(result: Result) -> str:

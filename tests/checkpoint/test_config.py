@@ -5,11 +5,13 @@ import json
 import pytest
 import transformers as tf
 
-from graphprune.checkpoint import load_model
+from graphprune.checkpoint import load_model, save
 from graphprune.checkpoint.config import auto_for, read_config
+from graphprune.checkpoint.manifest import MANIFEST
 from graphprune.cli.models import structure
 from graphprune.errors import CheckpointError
 from graphprune.trace import trace
+from tests.checkpoint.test_save import pruned
 from tests.decoders import config as decoder
 from tests.decoders import tiny
 
@@ -96,3 +98,11 @@ def test_a_task_must_fit_the_type():
         CheckpointError, match=r"a config of type 'llama' is made for causal-lm, .*, not for 'masked-lm'"
     ):
         auto_for("here", config, "masked-lm")
+
+
+def test_a_self_contained_folder_is_not_taken_for_the_unpruned_model(tmp_path):
+    folder = save(pruned("llama"), tmp_path / "small")
+    (folder / MANIFEST).unlink()  # as save_pretrained leaves it
+    for door in (structure, load_model):
+        with pytest.raises(CheckpointError, match=r"modeling_graphprune.LlamaForCausalLM\), and nothing"):
+            door(str(folder))

@@ -1,4 +1,4 @@
-"""Cut constants have a file of their own, and come back from it."""
+"""Cut constants come back: from a file of their own, or from among the weights of a self-contained folder."""
 
 import pytest
 import torch
@@ -46,32 +46,37 @@ def assert_same(one, other):
     assert torch.equal(mine, theirs)
 
 
+@pytest.mark.parametrize("tier", ["graphprune", "hf-remote-code"])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_cut_table_comes_back(name, tmp_path):
+def test_a_cut_table_comes_back(name, tier, tmp_path):
     model = pruned(name)
     assert not history_of(model).stock
     assert "a constant per unit" in history_of(model).why_not
-    save(model, tmp_path / "out")
+    before = set(model.state_dict())
+    save(model, tmp_path / "out", targets=[tier])
+    assert set(model.state_dict()) == before, "what is stored in the folder is no matter of the model in memory"
     manifest = Manifest.read(tmp_path / "out")
-    assert (manifest.tier, manifest.constants) == ("graphprune", CONSTANTS)
-    assert CONSTANTS in manifest.files
+    assert (manifest.tier, manifest.constants) == (tier, CONSTANTS if tier == "graphprune" else None)
+    assert (CONSTANTS in manifest.files) == (tier == "graphprune")
     again = load(tmp_path / "out")
     assert type(again) is type(model)
+    assert set(again.state_dict()) == before
     assert_same(model, again)
     assert not any(n.startswith("_graphprune_cut") for n in vars(again))
 
     twice = without(again, (3,))
-    save(twice, tmp_path / "twice")
+    save(twice, tmp_path / "twice", targets=[tier])
     assert_same(twice, load(tmp_path / "twice"))
     with torch.no_grad():
         verify_folder(tmp_path / "twice", tokens(), twice(tokens()).logits)
 
 
-def test_constants_have_the_dtype_they_were_saved_in_or_the_chosen_one(tmp_path):
+@pytest.mark.parametrize("tier", ["graphprune", "hf-remote-code"])
+def test_constants_have_the_dtype_they_were_saved_in_or_the_chosen_one(tier, tmp_path):
     model = pruned("xglm")
-    save(model, tmp_path / "out")
+    save(model, tmp_path / "out", targets=[tier])
     assert load(tmp_path / "out", dtype=torch.bfloat16).model.embed_positions.weights.dtype == torch.bfloat16
-    save(model.to(torch.bfloat16), tmp_path / "short")
+    save(model.to(torch.bfloat16), tmp_path / "short", targets=[tier])
     assert load(tmp_path / "short").model.embed_positions.weights.dtype == torch.bfloat16
 
 
@@ -84,7 +89,7 @@ def test_without_cut_constants_there_is_no_such_file(tmp_path):
 
 
 def test_constants_that_are_missing_or_damaged_are_told(tmp_path):
-    folder = save(pruned("ctrl"), tmp_path / "out")
+    folder = save(pruned("ctrl"), tmp_path / "out", targets=["graphprune"])
     (folder / CONSTANTS).write_bytes(b"nothing")
     with pytest.raises(CheckpointError, match=f"{CONSTANTS}: expected .* bytes, got 7"):
         load(folder)

@@ -4,11 +4,11 @@ import json
 
 import pytest
 import torch
+import transformers
 from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-import graphprune as gp
 from graphprune.checkpoint import load, load_model, save
 from graphprune.checkpoint.manifest import Manifest
 from graphprune.errors import CheckpointError
@@ -44,11 +44,13 @@ def assert_same(one, other):
         assert torch.equal(mine, theirs)
 
 
+@pytest.mark.parametrize("tier", ["graphprune", "hf-remote-code"])
 @pytest.mark.parametrize("name", DECODERS)
-def test_uneven_models_come_back_through_load(name, tmp_path):
+def test_uneven_models_come_back_through_load(name, tier, tmp_path):
     model = pruned(name)
     assert not history_of(model).stock
-    save(model, tmp_path / "out")
+    save(model, tmp_path / "out", targets=["hf", tier])
+    assert Manifest.read(tmp_path / "out").tier == tier
     again = load(tmp_path / "out")
     assert type(again) is type(model)
     assert_same(model, again)
@@ -141,7 +143,7 @@ def test_adapters_are_merged_into_what_is_written(tmp_path):
     with torch.no_grad():
         bare = load(apart)
         assert not torch.allclose(bare(tokens()).logits, expected, atol=1e-3)
-        namespace = {"graphprune": gp, "peft": peft}
+        namespace = {"transformers": transformers, "peft": peft}
         exec(json.loads((apart / "manifest.json").read_text())["load"], namespace)  # the line that people copy
         again = namespace["model"].eval()
         torch.testing.assert_close(again(tokens()).logits, expected, rtol=0, atol=1e-5)
@@ -164,6 +166,7 @@ def test_everything_is_in_the_folder_and_hashed(tmp_path):
         "graph.json",
         "manifest.json",
         "model.safetensors",
+        "modeling_graphprune.py",
         "plan.json",
         "report.md",
         "tokenizer.json",

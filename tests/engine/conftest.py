@@ -5,6 +5,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from graphprune.checkpoint import load
+from graphprune.checkpoint.greedy import continuation
 from graphprune.engine import run as run_module
 from graphprune.graph import DependencyGraph
 from graphprune.trace import trace
@@ -49,10 +50,12 @@ def tokens() -> torch.Tensor:
 def proof_in_this_process(monkeypatch):
     """The same proof as verify_folder gives, without the seconds that a fresh process takes to start."""
 
-    def verify(folder, inputs, expected_logits):
+    def verify(folder, inputs, expected_logits, text):
+        loaded = load(folder)
         with torch.no_grad():
-            distance = (load(folder)(**inputs).logits - expected_logits).abs().max().item()
+            distance = (loaded(**inputs).logits - expected_logits).abs().max().item()
         assert distance < 1e-5
+        assert torch.equal(continuation(loaded, inputs).tokens, text.tokens)
         return distance
 
     monkeypatch.setattr(run_module, "verify_folder", verify)

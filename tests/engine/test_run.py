@@ -42,7 +42,8 @@ def digests(folder):
 def test_a_fresh_process_proves_what_was_written(mode, llama, tokens, tmp_path, monkeypatch):
     monkeypatch.setattr(run_module, "verify_folder", verify_folder)
     result = prune(llama, make_spec(mode), train_data=tokens, output=tmp_path / "small", progress=False)
-    assert "a fresh process loads the folder; logits differ by at most 0" in result.report.notes
+    note = "a fresh process loads the folder; logits differ by at most 0; 8 greedy tokens are the same"
+    assert note in result.report.notes
 
 
 @pytest.mark.slow
@@ -155,11 +156,22 @@ def test_perplexities_are_those_of_the_models_they_name(llama, tokens):
     assert result.report.before == original
 
 
-def test_layers_of_different_sizes_load_with_graphprune(llama, tokens, tmp_path):
-    spec = make_spec("none", [{"role": "mlp.channel", "ratio": 0.5, "layers": "1:"}])
+STOCK = "transformers.AutoModelForCausalLM.from_pretrained"
+
+
+@pytest.mark.parametrize(
+    ("targets", "tier", "line"),
+    [
+        (["hf", "hf-remote-code"], "hf-remote-code", STOCK + "({}, trust_remote_code=True)"),
+        (["hf"], "graphprune", "graphprune.load({})"),  # rather than losing the run
+    ],
+)
+def test_layers_of_different_sizes_have_the_next_tier(targets, tier, line, llama, tokens, tmp_path):
+    spec = make_spec("none", [{"role": "mlp.channel", "ratio": 0.5, "layers": "1:"}], export={"targets": targets})
     result = prune(llama, spec, train_data=tokens, output=tmp_path / "small", progress=False)
-    assert result.report.tier == "graphprune"
-    assert any(note.startswith("does not load with stock from_pretrained") for note in result.report.notes)
+    assert result.report.tier == tier
+    assert result.report.load == f"model = {line.format(repr(str(tmp_path / 'small')))}"
+    assert any(note.startswith("not of tier hf: layers differ") for note in result.report.notes)
     with torch.no_grad():
         assert torch.equal(load(tmp_path / "small")(tokens[:2]).logits, llama(tokens[:2]).logits)
 

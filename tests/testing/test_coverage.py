@@ -28,7 +28,7 @@ FEW = {
     "opt": "hidden attention.group mlp.channel layer",
 }
 #: The tier of a folder with everything pruned together.
-SAVED = {"gpt2": "graphprune", "mixtral": "hf", "opt": "graphprune"}
+SAVED = {"gpt2": "hf-remote-code", "mixtral": "hf", "opt": "hf-remote-code"}
 
 
 @pytest.mark.parametrize("case", FEW)

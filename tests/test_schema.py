@@ -17,7 +17,7 @@ def test_only_targets_are_required_and_defaults_are_the_documented_ones():
     assert (value.schedule.kind, value.schedule.warmup, value.schedule.cooldown) == ("cubic", 0.1, 0.1)
     assert (value.lora.r, value.lora.alpha, value.lora.target_modules) == (8, 16, None)
     assert value.training.mode == "joint"
-    assert value.export.targets == ("hf",)
+    assert value.export.targets == ("hf", "hf-remote-code", "graphprune")
     with pytest.raises(ValidationError, match="targets"):
         PruneSpec.model_validate({})
 

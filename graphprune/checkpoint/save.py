@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from graphprune.checkpoint.constants import write_constants
 from graphprune.checkpoint.folder import check_output_folder, written_whole
 from graphprune.checkpoint.manifest import Manifest, StepFiles, library_versions, records
+from graphprune.checkpoint.stand_in import stood_in
 from graphprune.errors import CheckpointError
 from graphprune.names import bare
 from graphprune.plan import PrunePlan
@@ -45,7 +46,8 @@ def save(
     """Writes ``model`` as a checkpoint folder: safetensors, config, tokenizer, plan and manifest.
 
     The folder appears whole or not at all. If the model's config describes it, the folder loads with stock
-    ``from_pretrained`` (tier ``hf``); otherwise :func:`graphprune.load` reads it (tier ``graphprune``).
+    ``from_pretrained`` (tier ``hf``), if need be as a model of another class that computes the same
+    (:mod:`graphprune.reshape.siblings`); otherwise :func:`graphprune.load` reads it (tier ``graphprune``).
     ``manifest.json`` says which, with the line of code.
 
     Args:
@@ -71,7 +73,7 @@ def save(
         raise CheckpointError(f"only transformers models can be saved, got {type(base).__name__}")
     history = history_of(model)
     tier = "hf" if history.stock else "graphprune"
-    if history.stock and not described(base):
+    if history.stock and history.stand_in is None and not described(base):
         raise CheckpointError(
             f"the config of this {type(base).__name__} does not describe its tensors, and it was not pruned by "
             "graphprune.reshape, so no loader could rebuild it. Prune it with graphprune.reshape."
@@ -82,7 +84,8 @@ def save(
                 _write_weights(model, partial, merge_lora=merge_lora)
             _write_base_config(partial, history, base.dtype)
         else:
-            _write_weights(model, partial, merge_lora=merge_lora)
+            with stood_in(base, history, partial):
+                _write_weights(model, partial, merge_lora=merge_lora)
         constants = write_constants(model, history, partial)
         if tokenizer is not None:
             tokenizer.save_pretrained(partial)
@@ -92,9 +95,9 @@ def save(
         Manifest(
             tier=tier,
             load=load_line(base, target, tier, adapter=hasattr(model, "merge_and_unload") and not merge_lora),
-            architecture=history.architecture,
+            architecture=(history.stand_in or history).architecture,
             base_name=history.base_name,
-            base_config=history.base_config,
+            base_config=(history.stand_in or history).base_config,
             steps=steps,
             constants=constants,
             why_not_hf=history.why_not if tier == "graphprune" else "",

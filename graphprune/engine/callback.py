@@ -33,6 +33,8 @@ from graphprune.errors import (
     ReshapeError,
     SpecError,
 )
+from graphprune.export.fit import fit
+from graphprune.export.limits import Limits
 from graphprune.graph import DependencyGraph, Group
 from graphprune.masking import MaskSet
 from graphprune.observe import Observer
@@ -59,8 +61,8 @@ class PruneCallback(TrainerCallback):
 
     Scores are taken where LoRAPrune takes them: once per optimizer step, on the accumulated gradients, after
     clipping and before the update, dropout active, inside the warm-up too. Of the spec, ``targets``,
-    ``scope``, ``criterion``, ``schedule`` and ``training.compact`` are used; steps, batches and the optimizer are the
-    Trainer's.
+    ``scope``, ``criterion``, ``schedule``, ``export`` and ``training.compact`` are used; steps, batches and the
+    optimizer are the Trainer's.
 
     Whenever the Trainer saves a checkpoint, what pruning needs to go on is added to it, and it is marked as whole.
     ``PruneCallback(spec, checkpoint=last)`` and ``trainer.train(resume_from_checkpoint=last)``, where ``last`` is
@@ -79,6 +81,7 @@ class PruneCallback(TrainerCallback):
         graph: the dependency graph of the bare model; traced at the beginning of training where it is None.
         checkpoint: the checkpoint that the Trainer is going to resume from; None to begin anew. Under masks it may be
             left out where it is in the Trainer's own ``output_dir``.
+        limits: what the spec's ``export`` asks of sizes; found out at the beginning of training where it is None.
 
     Raises:
         SpecError: at the beginning of training, if the spec does not fit the model.
@@ -96,8 +99,11 @@ class PruneCallback(TrainerCallback):
         spec: PruneSpec | Mapping[str, Any] | str | os.PathLike[str],
         graph: DependencyGraph | None = None,
         checkpoint: str | os.PathLike[str] | None = None,
+        *,
+        limits: Limits | None = None,
     ) -> None:
         self.spec = load_spec(spec)
+        self._limits = limits
         self.graph = graph
         self.checkpoint = checkpoint
         self.pruner: Pruner | None = None
@@ -167,7 +173,9 @@ class PruneCallback(TrainerCallback):
         model: nn.Module = kwargs["model"]
         check_parallel(args, model, self.spec.criterion.build())
         self.graph = self._graph_of(model)
-        self.pruner = Pruner(self.graph, self.spec, state.max_steps)
+        fitted = fit(self.spec, self.graph, model) if self._limits is None else None
+        spec, limits = (self.spec, self._limits) if fitted is None else (fitted.spec, fitted.limits)
+        self.pruner = Pruner(self.graph, spec, state.max_steps, limits)
         # Of a model that was cut to a checkpoint, what it was before; once, as a callback may see several trainings.
         identity, self._uncut = self._uncut or Identity.of_training(self.spec, 0, self.graph, model), None
         self._identity = identity.model_copy(update={"steps": state.max_steps})
@@ -184,6 +192,10 @@ class PruneCallback(TrainerCallback):
             self.pruner.plan = self._present.gone
         groups = self._present.groups(self.pruner.groups)
         check_adapters(model, groups, self.pruner.criterion)
+        self.notes = []
+        if fitted is not None:
+            for note in [*fitted.notes, *([f"the result: {fitted}"] if fitted.why_not else [])]:
+                self._say(note)
         self._compactor = self._compacting(args, model, groups, kwargs.get("optimizer"))
         self._watch(model)
 
@@ -279,7 +291,6 @@ class PruneCallback(TrainerCallback):
         """What cuts the model while it is trained, or None where it is pruned by masks alone; the notes say why."""
         assert self.graph is not None
         wanted = self.spec.training.compact
-        self.notes = []
         if wanted == "never":
             return None
         why = obstacle(model, groups, optimizer, args)

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from graphprune.graph import Group
 from graphprune.reshape.history import Step
 
 Path = tuple[str, ...]
@@ -37,11 +38,15 @@ def uneven(step: Step) -> str | None:
     seen: dict[tuple[str, int], tuple[str, int]] = {}
     after = step.plan.sizes_after()
     for group in step.graph.groups:
-        kind = "|".join([group.role, *(re.sub(r"\d+", "#", m.tensor) for m in group.members)])
-        name, kept = seen.setdefault((kind, group.size), (group.name, after[group.name]))
+        name, kept = seen.setdefault(kind_key(group), (group.name, after[group.name]))
         if kept != after[group.name]:
             return f"'{name}' keeps {kept} of {group.size} units and '{group.name}' keeps {after[group.name]}"
     return None
+
+
+def kind_key(group: Group) -> tuple[str, int]:
+    """Equal for groups of the same kind: of one role and size, through tensors of the same names but for numbers."""
+    return "|".join([group.role, *(re.sub(r"\d+", "#", m.tensor) for m in group.members)]), group.size
 
 
 def candidates(config: dict[str, Any], step: Step) -> list[tuple[Path, Any]]:

@@ -13,6 +13,8 @@ from graphprune.export.stock import Stock
 _MOST_SIZES, _MOST_TOGETHER = 64, 48
 #: How many acceptable sizes of each kind are tried together.
 _BEAM = 4
+#: So few kinds are tried together with sizes that are refused alone.
+_FEW = 3
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ def choose(stock: Stock, wishes: Sequence[Wish], most: float) -> Iterator[list[i
     if all(n in wish.options for n, wish in zip(asked, wishes, strict=True)) and stock.accepts(_sizes(wishes, asked)):
         yield asked
     lists = [list(itertools.islice(_alone(stock, wish, most), _BEAM)) for wish in wishes]
+    if 1 < len(wishes) <= _FEW:  # a size that is refused alone may be accepted beside another
+        lists = [list(dict.fromkeys([*own, *wish.near(most)[:_BEAM]])) for own, wish in zip(lists, wishes, strict=True)]
     combined = sorted(itertools.product(*lists), key=lambda kept: _distance(wishes, kept))
     for number, kept in enumerate(combined[:_MOST_TOGETHER]):
         if list(kept) != asked and stock.accepts(_sizes(wishes, kept), quick=number > 0):

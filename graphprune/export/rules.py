@@ -13,6 +13,8 @@ Sources, read in November 2026:
   larger type (https://github.com/ggml-org/llama.cpp/issues/6614, https://github.com/ggml-org/llama.cpp/pull/3747);
   where 32 does not, to 16 bits. Every layer has the same sizes.
 * Both runtimes have models of their own by the name of the architecture, so the folder must be a stock one.
+* Nothing is asked of head sizes and vocabularies: no kind of pruning changes them, so kernels that take only some head
+  sizes, and servers that pad the vocabulary, do with the result what they do with the original.
 * Matrices of experts that are multiplied in groups have rows of a multiple of 16 bytes
   (``torch._grouped_mm``): the tracer notes that on the group (:attr:`graphprune.graph.Group.multiple_of`), whatever
   the export.

@@ -67,6 +67,16 @@ def candidates(config: dict[str, Any], step: Step) -> list[tuple[Path, Any]]:
     return list(found.values())
 
 
+def unset(config: dict[str, Any], step: Step, path: Path = ()) -> Iterator[tuple[Path, Any]]:
+    """Fields without a value, with the sizes of pruned groups: the class has a default for them that is not written."""
+    kept = sorted({kept for _, kept in _factors(step)})
+    for name, value in config.items():
+        if isinstance(value, dict) and "model_type" in value:
+            yield from unset(value, step, (*path, name))
+        elif value is None and not (name.startswith("_") or name.endswith("_id")):
+            yield from (((*path, name), size) for size in kept)
+
+
 def _factors(step: Step) -> set[tuple[int, int]]:
     """Sizes before and after of every pruned group, and of groups that run through one dimension their product."""
     after = step.plan.sizes_after()
@@ -93,6 +103,33 @@ def _per_layer(value: list[int], step: Step) -> Iterator[list[int]]:
             if g.role == role and g.layer is not None and scaled[g.layer] % g.size == 0:
                 scaled[g.layer] = scaled[g.layer] // g.size * after[g.name]
         yield scaled
+
+
+def numbers_of_entries(
+    config: dict[str, Any], size: int, kept: list[int], path: Path = ()
+) -> Iterator[tuple[Path, Any]]:
+    """Fields that may speak of entries of a module list by their numbers, with what they would say once some are gone.
+
+    An integer as how many come first (so many dense layers), a growing list as the ones that are meant.
+
+    Args:
+        config: as plain values.
+        size: how many entries there were.
+        kept: the numbers of those that stay.
+        path: where ``config`` is in a larger one.
+    """
+    for name, value in config.items():
+        new: Any = value
+        if name.startswith("_") or name.endswith("_id"):  # private, or a token's number
+            continue
+        if isinstance(value, dict) and "model_type" in value:
+            yield from numbers_of_entries(value, size, kept, (*path, name))
+        elif _is_int(value) and 1 <= value <= size:
+            new = sum(number < value for number in kept)
+        elif isinstance(value, list) and all(_is_int(v) and 0 <= v < size for v in value):
+            new = [kept.index(v) for v in value if v in kept] if value == sorted(set(value)) else value
+        if new != value:
+            yield (*path, name), new
 
 
 def matching(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 from collections.abc import Collection, Iterator
 from typing import Any
 
@@ -15,11 +16,11 @@ from transformers.utils import logging
 
 from graphprune.errors import TraceError
 from graphprune.names import bare
-from graphprune.reshape.candidates import Changes, Path, Shapes, candidates, matching
+from graphprune.reshape.candidates import Changes, Path, Shapes, candidates, matching, numbers_of_entries, unset
 from graphprune.reshape.cut import cut_shape, plan_cuts
 from graphprune.reshape.history import History, Step, config_from
 from graphprune.reshape.siblings import siblings_of
-from graphprune.reshape.stacks import config_changes, renaming
+from graphprune.reshape.stacks import config_changes, removed_entries, renaming
 from graphprune.trace import trace
 
 
@@ -122,7 +123,39 @@ def solutions(
         options = [(path, value) for path, value in options if path in paths]
     for extra in ({}, _explicit_head_size(search)):
         if extra is not None:
-            yield from matching(search.shapes, {**extra, **forced}, options, shapes, target)
+            start = _same_tensors(search, steps, {**extra, **forced}, target)
+            yield from matching(search.shapes, start, [*options, *_unset(search, steps, start, paths)], shapes, target)
+
+
+def _unset(
+    search: Search, steps: tuple[Step, ...], start: Changes, paths: Collection[Path] | None
+) -> Iterator[tuple[Path, Any]]:
+    """Fields that have no value and change shapes with one; such as do not may mean anything."""
+    begun = search.shapes(start)
+    for path, value in (option for step in steps for option in unset(search.base, step)):
+        if (paths is None or path in paths) and path not in start and search.shapes({**start, path: value}) != begun:
+            yield path, value
+
+
+def _same_tensors(search: Search, steps: tuple[Step, ...], start: Changes, target: Shapes) -> Changes:
+    """``start``, and beside it changes that leave exactly the tensors of ``target``, where layers are not all alike.
+
+    Where layers go, fields that speak of single layers by their numbers have to follow.
+    """
+    begun = search.shapes(start)
+    if begun is not None and begun.keys() == target.keys():
+        return start
+    found: Changes = {}
+    for step in steps:
+        for stack, units in removed_entries(step.graph, step.plan):
+            kept = [n for n in range(stack.size) if n not in set(units)]
+            found.update(numbers_of_entries(search.base, stack.size, kept))
+    options = [(path, value) for path, value in found.items() if path not in start]
+    for chosen in itertools.chain(itertools.combinations(options, 1), itertools.combinations(options, 2)):
+        built = search.shapes({**start, **dict(chosen)})
+        if built is not None and built.keys() == target.keys():
+            return {**start, **dict(chosen)}
+    return start
 
 
 def _explicit_head_size(search: Search) -> Changes | None:

@@ -69,7 +69,7 @@ def measure(case: str) -> StockResult:
     present = {kind: [r for r in roles if graph.select(role=r)] for kind, roles in KINDS.items()}
     present = {kind: roles for kind, roles in present.items() if roles}
     if len(present) > 1:
-        present[TOGETHER] = [role for roles in present.values() for role in roles]
+        present[TOGETHER] = list(dict.fromkeys(role for roles in present.values() for role in roles))
     rows = (_row(model, graph, inputs, kind, roles) for kind, roles in present.items())
     return StockResult(case=case, rows=tuple(row for row in rows if row is not None))
 

@@ -200,11 +200,10 @@ class _Run:
         with self.clock.stage("trace"):
             found = graph if graph is not None else trace(self.model)
             self.graph = declare(found, self.spec, self.model)
-        self._facts["graph_fingerprint"] = self.graph.fingerprint
-        self._notes += validate.check(self.spec, self.graph)
-        with self.clock.stage("trace"):
+            self._facts["graph_fingerprint"] = self.graph.fingerprint
+            self._notes += validate.check(self.spec, self.graph)
             self.fit = fit(self.spec, self.graph, self.model)
-        self._notes += self.fit.notes
+            self._notes += self.fit.notes
         with self.clock.stage("read text"):
             self.sequences = prepare(self.spec, self.tokenizer, train_data, evaluation)
             check_fits(self.sequences, self.model, self.spec)

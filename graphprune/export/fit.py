@@ -82,7 +82,7 @@ def fit(spec: PruneSpec, graph: DependencyGraph, model: nn.Module, source: str =
     for tier in targets:
         found = _hf(spec, graph, model, resolved, limits) if tier == "hf" else _plain(tier, spec, model, limits)
         if isinstance(found, Fit):
-            return replace(found, why_not=_instead(refused), notes=found.limits.notes)
+            return replace(found, why_not=_instead(refused), notes=(*found.limits.notes, *found.notes))
         refused[tier] = found.reason
     raise SpecError([_nowhere(spec, refused)], source)
 
@@ -131,7 +131,7 @@ def _rounded(
     targets = {g.name: item.target for item in resolved for g in item.groups}
     asked = _sizes(resolved, limits.keep)
     if not asked or (stock.accepts(asked) and not stock.objection(asked)):
-        return Fit(spec, limits, "hf")
+        return Fit(spec, limits, "hf", notes=_doubts(stock, asked))
     if any(len({asked.get(g.name, g.size) for g in kind.groups}) > 1 for kind in kinds_of(graph, asked)):
         return _Refused(stock.objection(asked))  # a config with a size for each layer, which has to fit as it is
     wishes = _wishes(spec, graph, targets, asked)
@@ -145,9 +145,14 @@ def _rounded(
             notes = [
                 _rounding(wish, n, targets, stock.name) for wish, n in zip(wishes, kept, strict=True) if n != wish.asked
             ]
-            return Fit(spec, Limits({**limits.keep, **sizes}, {}, (*limits.notes, *notes)), "hf")
+            fitted = Limits({**limits.keep, **sizes}, {}, (*limits.notes, *notes))
+            return Fit(spec, fitted, "hf", notes=_doubts(stock, sizes))
         objections.append(objection)
     return _Refused(_unreachable(stock, wishes, objections or [stock.objection(asked)]))
+
+
+def _doubts(stock: Stock, sizes: Mapping[str, int]) -> tuple[str, ...]:
+    return (doubt,) if sizes and (doubt := stock.doubt(sizes)) else ()
 
 
 def _sizes(resolved: Sequence[ResolvedTarget], keep: Mapping[str, int]) -> dict[str, int]:

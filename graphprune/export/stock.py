@@ -14,7 +14,7 @@ from graphprune.graph import DependencyGraph
 from graphprune.names import bare
 from graphprune.reshape.apply import cut_model
 from graphprune.reshape.candidates import Path
-from graphprune.reshape.config import find_stock_config, impossible
+from graphprune.reshape.config import StockConfig, find_stock_config, impossible
 from graphprune.reshape.history import History, Step, history_of
 from graphprune.reshape.search import Search, searches, solutions, target_shapes
 
@@ -33,6 +33,7 @@ class Stock:
         self._history = _before(history_of(model), graph)
         self._searches = list(searches(model, self._history)) if isinstance(bare(model), PreTrainedModel) else []
         self._paths: dict[int, set[Path]] = {}
+        self._proved: dict[tuple[tuple[str, int], ...], StockConfig] = {}
         self._known: dict[tuple[tuple[tuple[str, int], ...], bool], bool] = {}
 
     @property
@@ -74,16 +75,34 @@ class Stock:
 
     def objection(self, sizes: Mapping[str, int]) -> str:
         """Why no config describes a model of these sizes, its structure included; empty where one does."""
+        return self._found(sizes).reason
+
+    def doubt(self, sizes: Mapping[str, int]) -> str:
+        """What only weights can tell about the config that describes a model of these sizes; empty without doubt."""
+        if self._found(sizes).exact:
+            return ""
+        return (
+            "a stock config cannot give the pruned norms epsilons of their own; whether the result loads with stock "
+            "from_pretrained depends on whether that changes its logits"
+        )
+
+    def _found(self, sizes: Mapping[str, int]) -> StockConfig:
+        key = tuple(sorted(sizes.items()))
+        if key not in self._proved:
+            self._proved[key] = self._prove(sizes)
+        return self._proved[key]
+
+    def _prove(self, sizes: Mapping[str, int]) -> StockConfig:
         history = self._then(sizes)
         try:
             twin = self._searches[0].model({})
             for step in history.steps:
                 cut_model(twin, step.graph, step.plan)
         except GraphPruneError as error:
-            return str(error)
+            return StockConfig(reason=str(error))
         except Exception as error:  # noqa: BLE001 - a class may refuse to be built without weights in any way it likes
-            return f"{self.name} cannot be built without weights: {error}"
-        return find_stock_config(twin, history).reason
+            return StockConfig(reason=f"{self.name} cannot be built without weights: {error}")
+        return find_stock_config(twin, history)
 
     def _then(self, sizes: Mapping[str, int]) -> History:
         return self._history.then(Step(self._graph, example(self._graph, dict(sizes))))

@@ -40,6 +40,8 @@ class StockConfig:
         epsilons: the epsilons of pruned norms, as (module, attribute), under that config.
         reason: why there is none.
         stand_in: the sibling, where the config is that of one.
+        exact: whether the config gives pruned norms the epsilons that they need; otherwise only weights can tell
+            whether the difference matters.
     """
 
     config: Any = None
@@ -47,6 +49,7 @@ class StockConfig:
     epsilons: dict[tuple[str, str], float] = field(default_factory=dict)
     reason: str = ""
     stand_in: StandIn | None = None
+    exact: bool = True
 
 
 def find_stock_config(model: nn.Module, history: History) -> StockConfig:
@@ -90,7 +93,7 @@ def _find(model: nn.Module, history: History, search: Search) -> StockConfig:
         else:
             objection = search.misread(changes, history.steps[-1])
         if not objection:
-            return StockConfig(search.config(changes), changes, epsilons.built)
+            return StockConfig(search.config(changes), changes, epsilons.built, exact=epsilons.kept)
         objections.append(objection)
     return StockConfig(reason=f"{why} ({objections[0]})" if objections else why)
 

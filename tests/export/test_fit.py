@@ -190,3 +190,11 @@ def test_a_model_that_was_pruned_before_is_asked_as_what_it_is():
     graph = trace(model)
     fitted = fit(make_spec({"role": "attention.group", "keep": 9}), graph, model)
     assert (fitted.tier, set(fitted.limits.keep.values())) == ("hf", {8})
+
+
+def test_what_only_weights_can_tell_is_said():
+    """A norm over all query heads shares its epsilon with norms that are not pruned."""
+    model = tiny("olmo2")
+    fitted = fit(make_spec({"role": "attention.query", "keep": 1}), trace(model), model)
+    assert fitted.tier == "hf"
+    assert "cannot give the pruned norms epsilons of their own" in fitted.notes[0]

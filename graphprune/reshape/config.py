@@ -21,8 +21,10 @@ from graphprune.reshape.candidates import Changes, Path, Shapes, fields, uneven
 from graphprune.reshape.epsilons import Epsilons, find_epsilons
 from graphprune.reshape.history import History, StandIn, history_of, remember
 from graphprune.reshape.search import Search, quiet, searches, solutions, target_shapes
+from graphprune.reshape.stacks import unpin
 from graphprune.reshape.view import take_views
 from graphprune.sample import output_of, sample_inputs
+from graphprune.trace.integers import configs_of
 
 __all__ = ["StockConfig", "adopt", "described", "find_stock_config", "impossible", "quiet", "settle_config"]
 
@@ -119,6 +121,8 @@ def adopt(model: nn.Module, found: StockConfig) -> None:
     base: Any = bare(model)
     for (owner, attribute), value in found.epsilons.items():
         setattr(plain(resolve_module(model, owner)), attribute, value)
+    for _, part in configs_of(base):
+        unpin(part)
     for path, value in found.changes.items():
         part = base.config
         for name in path[:-1]:

@@ -89,7 +89,8 @@ def searches(model: nn.Module, history: History) -> Iterator[Search]:
     """One search for the class of ``model``, then one for every class that may stand in for it."""
     base = bare(model)
     assert isinstance(base, PreTrainedModel)
-    yield Search(type(base), type(base.config), history.base_config)
+    # Of a model that lost layers, the live config may be of a class of its own (reshape/stacks.py).
+    yield Search(type(base), type(base).config_class or type(base.config), history.base_config)
     for kind, values in siblings_of(type(base).__name__, history.base_config):
         yield Search(kind, kind.config_class, values)  # type: ignore[arg-type]
 

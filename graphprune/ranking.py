@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
-from graphprune.errors import NonFiniteError, PlanError
+from graphprune.errors import NonFiniteError, PlanError, SpecError
+from graphprune.export.limits import Limits, step_of, structural
 from graphprune.graph import DependencyGraph, Group
 from graphprune.plan import PrunePlan
 from graphprune.schema import PruneSpec, Target
@@ -25,6 +26,7 @@ def plan(
     *,
     fraction: float = 1.0,
     base: PrunePlan | None = None,
+    limits: Limits | None = None,
 ) -> PrunePlan:
     """Chooses the lowest-scored units of every target.
 
@@ -48,6 +50,8 @@ def plan(
         fraction: progress in [0, 1] of a schedule: ``amount·fraction`` units go, to the nearest. (Rounding down,
             as the published code does, would keep the last of a few heads until the very end.)
         base: an earlier plan. Its units are gone for good and count towards the amount: masks only grow.
+        limits: what the export asks of sizes, as :func:`graphprune.export.fit` finds out for a model; without it, what
+            the spec's ``export`` asks of any model (``multiple_of``, ``tensor_parallel``, rows for ``runtimes``).
 
     Raises:
         SpecError: the spec does not fit the graph.
@@ -59,18 +63,23 @@ def plan(
     if base is not None:
         base.check(graph)
     resolved = resolve_targets(spec, graph)
+    if limits is None:
+        limits, problems = structural(spec, graph, resolved)
+        if problems:
+            raise SpecError(problems)
     removed = {name: set(units) for name, units in base.removed.items()} if base else {}
     notes: Counter[str] = Counter()
     for item in resolved:
         values = {g.name: _checked(g, scores) for g in item.groups}
         for pool in _pools(item.groups, spec.scope):
-            asked = _asked(item.target, pool)
+            asked = _asked(item.target, pool, limits)
             budget = math.floor(asked * fraction + 0.5)
-            _remove(pool, values, budget, item.target.multiple_of, removed)
+            multiples = {g.name: _multiple(g, item.target, limits) for g in pool}
+            _remove(pool, values, budget, multiples, removed)
             if fraction == 1.0:
-                notes.update(_note(pool, asked, removed, item.target))
+                notes.update(_note(pool, asked, removed, math.lcm(*multiples.values())))
     made = PrunePlan.remove(graph, removed)
-    lines = [note for item in resolved for note in item.notes]
+    lines = [*(note for item in resolved for note in item.notes), *limits.notes]
     lines += [text if count == 1 else f"{text} (in {count} groups)" for text, count in notes.items()]
     targets = tuple(g.name for item in resolved for g in item.groups)
     return made.model_copy(update={"notes": tuple(lines), "targets": targets})
@@ -80,7 +89,7 @@ def _remove(
     pool: Sequence[Group],
     values: Mapping[str, torch.Tensor],
     budget: int,
-    multiple: int,
+    multiples: Mapping[str, int],
     removed: dict[str, set[int]],
 ) -> None:
     """Adds the cheapest chunks of the pool to ``removed`` until ``budget`` units of the pool are gone."""
@@ -91,7 +100,7 @@ def _remove(
     chunks = [
         chunk
         for index, group in enumerate(pool)
-        for chunk in _chunks(group, index, values[group.name] / means[group.role], multiple, removed)
+        for chunk in _chunks(group, index, values[group.name] / means[group.role], multiples[group.name], removed)
     ]
     closed: set[int] = set()
     # Python's sort is stable, so equal chunks keep the order of groups and units.
@@ -118,7 +127,6 @@ def _chunks(
 ) -> Iterator[Chunk]:
     """The units of ``group`` that may still go, cheapest first, cut so that kept sizes are multiples."""
     gone = removed.get(group.name, set())
-    multiple = math.lcm(multiple, group.multiple_of)
     order = [u for u in torch.sort(values, stable=True).indices.tolist() if u not in gone]
     score = values.tolist()
     kept, start = len(order), 0
@@ -155,8 +163,16 @@ def _pools(groups: Sequence[Group], scope: str) -> list[tuple[Group, ...]]:
     return [tuple(g for g in groups if g.role == role) for role in dict.fromkeys(g.role for g in groups)]
 
 
-def _asked(target: Target, pool: Sequence[Group]) -> int:
-    """How many units of the pool the target asks to remove, before any rounding."""
+def _multiple(group: Group, target: Target, limits: Limits) -> int:
+    """What the number of units that stay is a multiple of."""
+    multiple = math.lcm(step_of(group, target), limits.multiples.get(group.name, 1))
+    return math.gcd(multiple, limits.keep.get(group.name, 0)) or multiple
+
+
+def _asked(target: Target, pool: Sequence[Group], limits: Limits) -> int:
+    """How many units of the pool are asked to go, before any rounding."""
+    if len(pool) == 1 and pool[0].name in limits.keep:
+        return pool[0].size - limits.keep[pool[0].name]
     plain = target.model_copy(update={"multiple_of": 1})
     if target.ratio is not None:
         size = sum(g.size for g in pool)
@@ -164,14 +180,13 @@ def _asked(target: Target, pool: Sequence[Group]) -> int:
     return sum(g.size - plain.kept(g.size) for g in pool)
 
 
-def _note(pool: Sequence[Group], asked: int, removed: Mapping[str, set[int]], target: Target) -> Iterator[str]:
+def _note(pool: Sequence[Group], asked: int, removed: Mapping[str, set[int]], multiple: int) -> Iterator[str]:
     """Says so where rounding, a minimum or an earlier plan changed the amount that was asked for."""
     got = sum(len(removed.get(g.name, ())) for g in pool)
     if got == asked:
         return
     size = sum(g.size for g in pool)
     reasons = []
-    multiple = math.lcm(target.multiple_of, *(g.multiple_of for g in pool))
     if multiple > 1:
         reasons.append(f"multiple_of {multiple}")
     if got < asked and max(g.minimum for g in pool) > 1:

@@ -219,10 +219,11 @@ class Data(Section):
 
 
 ExportTarget = Literal["hf", "hf-remote-code", "graphprune"]
+Runtime = Literal["vllm", "llama.cpp"]
 
 
 class Export(Section):
-    """What is written."""
+    """What the result has to be loadable with, and what is written."""
 
     targets: Annotated[
         tuple[ExportTarget, ...],
@@ -230,10 +231,34 @@ class Export(Section):
     ] = Field(
         ("hf", "hf-remote-code", "graphprune"),
         min_length=1,
-        description="What is acceptable, best first. hf: loads with from_pretrained. hf-remote-code: loads with "
-        "from_pretrained and trust_remote_code=True. graphprune: loads with gp.load.",
+        description="Acceptable ways to load the result, best first. hf: stock from_pretrained. hf-remote-code: "
+        "from_pretrained with trust_remote_code=True. graphprune: gp.load.",
     )
+    multiple_of: int = Field(
+        1, ge=1, description="Kept widths of weight matrices are multiples of this, such as 64, 128 or 256."
+    )
+    tensor_parallel: int = Field(
+        1, ge=1, description="Kept heads, channels and experts can be divided among so many devices."
+    )
+    runtimes: Annotated[
+        tuple[Runtime, ...],
+        BeforeValidator(as_tuple, json_schema_input_type=Runtime | tuple[Runtime, ...]),
+    ] = Field((), description="What is to serve the result; its rules on sizes hold, and 'hf' is the only way to load.")
     merge_lora: bool = Field(True, description="Merge the adapters into the weights before writing.")
+
+    @model_validator(mode="after")
+    def _check(self) -> Export:
+        if self.runtimes and "hf" not in self.targets:
+            raise ValueError(
+                f"runtimes {', '.join(self.runtimes)} load stock checkpoints only: expected 'hf' among the targets, "
+                f"got {', '.join(self.targets)}"
+            )
+        return self
+
+    @property
+    def acceptable(self) -> tuple[ExportTarget, ...]:
+        """The targets, each once, in order; with runtimes only those that these can load."""
+        return ("hf",) if self.runtimes else tuple(dict.fromkeys(self.targets))
 
 
 class PruneSpec(Section):

@@ -7,7 +7,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from graphprune import ranking
 from graphprune.engine.prepare import positions
 from graphprune.errors import SpecError
-from graphprune.forecast import check_length, preview, stock_obstacle
+from graphprune.export.fit import fit
+from graphprune.forecast import check_length, preview
 from graphprune.reshape import reshape
 from graphprune.reshape.history import history_of
 from graphprune.schema import PruneSpec
@@ -34,32 +35,35 @@ def spec(*targets, **parts):
 
 
 @pytest.mark.parametrize(
-    ("target", "loads"),
+    ("target", "tier"),
     [
-        ({"role": "mlp.channel", "ratio": 0.5}, True),
-        ({"role": "mlp.channel", "keep": 12, "multiple_of": 8}, True),
-        ({"role": "attention.group", "ratio": 0.5}, True),
-        ({"role": "mlp.channel", "ratio": 0.5, "layers": 0}, False),
+        ({"role": "mlp.channel", "ratio": 0.5}, "hf"),
+        ({"role": "mlp.channel", "keep": 12, "multiple_of": 8}, "hf"),
+        ({"role": "attention.group", "ratio": 0.5}, "hf"),
+        ({"role": "mlp.channel", "ratio": 0.5, "layers": 0}, "hf-remote-code"),
     ],
 )
-def test_the_forecast_comes_true(target, loads):
+def test_the_forecast_comes_true(target, tier):
     model, wanted = decoder("cpu"), spec(target)
     graph = trace(model)
-    told = stock_obstacle(decoder("meta"), wanted, graph)
-    assert (told == "") is loads
+    fitted = fit(wanted, graph, decoder("meta"))
+    assert fitted.tier == tier
     generator = torch.Generator().manual_seed(0)
     scores = {g.name: torch.rand(g.size, generator=generator) for g in graph}
     plan = ranking.plan(graph, wanted, scores)
     history = history_of(reshape(model, plan, graph))
-    assert (history.stock, history.why_not) == (loads, told)
+    assert history.stock == (tier == "hf")
+    assert history.why_not in fitted.why_not
     kept = sum(plan.sizes_after()[g.name] for g in graph.select(role=target["role"], layers=target.get("layers")))
-    assert preview(wanted, graph)[0].endswith(f"-> {kept} units")
+    assert preview(wanted, graph, fitted)[0].endswith(f"-> {kept} units")
 
 
-def test_layers_that_compete_may_end_uneven():
-    wanted = spec({"role": "mlp.channel", "ratio": 0.5}, scope="global")
-    graph = trace(decoder("meta"))
-    assert "layers may end with different sizes" in stock_obstacle(decoder("meta"), wanted, graph)
+def test_the_preview_knows_what_the_export_asks_for():
+    wanted = spec({"role": "mlp.channel", "ratio": 0.5}, export={"multiple_of": 16})
+    graph, model = trace(decoder("meta")), decoder("meta")
+    assert preview(wanted, graph, fit(wanted, graph, model)) == [
+        "targets[0]: mlp.channel, 3 groups, layers 0-2: 120 -> 48 units"
+    ]
 
 
 def test_the_preview_has_one_line_per_target():

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from graphprune.errors import NonFiniteError, PlanError, SpecError
+from graphprune.export.limits import Limits
 from graphprune.graph import DependencyGraph, Group
 from graphprune.ranking import plan
 from graphprune.schema import PruneSpec
@@ -230,3 +231,39 @@ def test_scores_are_not_changed():
     before = {name: value.clone() for name, value in scores.items()}
     plan(graph, make_spec({**MLP, "ratio": 0.5}), scores)
     assert all(torch.equal(scores[name], before[name]) for name in scores)
+
+
+def test_limits_are_reached_exactly_and_step_by_step():
+    graph = make_graph()
+    spec, scores = make_spec({**MLP, "ratio": 0.5}, {**HEADS, "count": 1}), make_scores(graph)
+    limits = Limits(keep={"layers.1.mlp/mlp.channel": 24}, notes=("said aloud",))
+    base = None
+    for fraction in (0.3, 0.6, 1.0):
+        base = plan(graph, spec, scores, fraction=fraction, base=base, limits=limits)
+    after = base.sizes_after()
+    assert [after[f"layers.{i}.mlp/mlp.channel"] for i in range(3)] == [20, 24, 20]
+    assert [after[f"layers.{i}.attn/attention.group"] for i in range(3)] == [7, 7, 7]
+    assert base.notes == ("said aloud",)
+
+
+@pytest.mark.parametrize("scope", ["role", "global"])
+def test_limits_of_shared_pools_are_multiples(scope):
+    graph = make_graph()
+    spec, scores = (
+        make_spec({"role": ["mlp.channel", "attention.group"], "ratio": 0.5}, scope=scope),
+        make_scores(graph),
+    )
+    limits = Limits(multiples={g.name: 8 for g in graph if g.role == "mlp.channel"})
+    made = plan(graph, spec, scores, limits=limits)
+    assert all(kept % 8 == 0 for name, kept in made.sizes_after().items() if name.endswith("channel"))
+    assert any(kept % 8 for name, kept in made.sizes_after().items() if name.endswith("group"))
+
+
+def test_without_limits_the_export_still_asks_for_divisible_numbers():
+    graph = make_graph()
+    spec = make_spec({**MLP, "keep": 22}, {**HEADS, "keep": 5}, export={"tensor_parallel": 4})
+    made = plan(graph, spec, make_scores(graph))
+    assert set(made.sizes_after().values()) == {4, 24}
+    assert "because of export.tensor_parallel: 4" in made.notes[0]
+    with pytest.raises(SpecError, match=r"no smaller size of a group of 40 mlp\.channel units"):
+        plan(graph, make_spec({**MLP, "ratio": 0.5}, export={"tensor_parallel": 64}), make_scores(graph))

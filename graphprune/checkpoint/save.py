@@ -18,6 +18,7 @@ from graphprune.checkpoint.constants import write_constants
 from graphprune.checkpoint.folder import check_output_folder, written_whole
 from graphprune.checkpoint.manifest import Manifest, StepFiles, library_versions, records
 from graphprune.checkpoint.remote import write_remote
+from graphprune.checkpoint.stand_in import stood_in
 from graphprune.checkpoint.tiers import TIERS, Tier, best_tier, load_line
 from graphprune.errors import CheckpointError
 from graphprune.names import bare, resolve_owner, resolve_tensor
@@ -48,9 +49,11 @@ def save(
     """Writes ``model`` as a checkpoint folder: safetensors, config, tokenizer, plan and manifest.
 
     The folder appears whole or not at all. If the model's config describes it, the folder loads with stock
-    ``from_pretrained`` (tier ``hf``); otherwise it carries a modelling file and loads with ``trust_remote_code=True``
-    (tier ``hf-remote-code``); where that is not possible :func:`graphprune.load` reads it (tier ``graphprune``).
-    ``manifest.json`` says which, with the line of code. :func:`graphprune.load` reads all of them.
+    ``from_pretrained`` (tier ``hf``), if need be as a model of another class that computes the same
+    (:mod:`graphprune.reshape.siblings`); otherwise it carries a modelling file and loads with
+    ``trust_remote_code=True`` (tier ``hf-remote-code``); where that is not possible :func:`graphprune.load` reads it
+    (tier ``graphprune``). ``manifest.json`` says which, with the line of code. :func:`graphprune.load` reads all of
+    them.
 
     Args:
         model: a transformers model, pruned or not, bare or wrapped with LoRA adapters.
@@ -76,7 +79,7 @@ def save(
         raise CheckpointError(f"only transformers models can be saved, got {type(base).__name__}")
     history = history_of(model)
     tier = best_tier(model, targets)
-    if history.stock and not described(base):
+    if history.stock and history.stand_in is None and not described(base):
         raise CheckpointError(
             f"the config of this {type(base).__name__} does not describe its tensors, and it was not pruned by "
             "graphprune.reshape, so no loader could rebuild it. Prune it with graphprune.reshape."
@@ -92,9 +95,9 @@ def save(
         Manifest(
             tier=tier.name,
             load=load_line(base, target, tier, adapter=peft_model(model) is not None and not merge_lora),
-            architecture=history.architecture,
+            architecture=(history.stand_in or history).architecture,
             base_name=history.base_name,
-            base_config=history.base_config,
+            base_config=(history.stand_in or history).base_config,
             steps=steps,
             constants=constants,
             why_not_hf=tier.why_not.get("hf", ""),
@@ -127,7 +130,8 @@ def _write_model(
     """
     base: Any = bare(model)
     if tier.name == "hf":
-        _write_weights(model, folder, target, merge_lora=merge_lora)
+        with stood_in(base, history, folder):
+            _write_weights(model, folder, target, merge_lora=merge_lora)
         return None
     constants = tier.recipe.constants if tier.recipe is not None else ()
     with _base_config(base, history), _in_weights(model, constants) if constants else nullcontext():

@@ -44,6 +44,7 @@ def command(
     from graphprune.engine.prepare import check_purpose
     from graphprune.engine.quantise import check_available
     from graphprune.engine.run import prune
+    from graphprune.export.fit import fit
     from graphprune.forecast import check_length
     from graphprune.specfile import load_spec
     from graphprune.validate import check
@@ -63,7 +64,9 @@ def command(
         check_available(wanted.quantization, place)
     with working(f"tracing {model}"):  # before any weights are loaded, which may take long
         empty = structure(model, task=task, trust_remote_code=trust_remote_code)
-        check(wanted, trace_with(empty, wanted, source=spec), spec)
+        graph = trace_with(empty, wanted, source=spec)
+        check(wanted, graph, spec)
+        fit(wanted, graph, empty, spec)
         check_purpose(empty, wanted)
         check_length(empty, wanted, spec)
     source = Source(model, dtype.value, place, task, trust_remote_code)

@@ -29,7 +29,8 @@ def command(
     from graphprune.cli.models import structure
     from graphprune.declare import trace_with
     from graphprune.engine.prepare import check_purpose
-    from graphprune.forecast import check_length, preview, stock_obstacle
+    from graphprune.export.fit import fit
+    from graphprune.forecast import check_length, preview
     from graphprune.validate import check
 
     with working(f"tracing {model}"):
@@ -38,10 +39,9 @@ def command(
     notes = check(wanted, graph, spec)
     check_purpose(loaded, wanted)
     check_length(loaded, wanted, spec)
-    lines = preview(wanted, graph)
-    obstacle = stock_obstacle(loaded, wanted, graph) if "hf" in wanted.export.targets else ""
-    if obstacle:
-        notes.append(f"the result will load with graphprune.load, not with stock from_pretrained: {obstacle}")
-    for line in [*lines, *(f"note: {note}" for note in notes)]:
+    with working(f"looking for a config for what is left of {model}"):
+        fitted = fit(wanted, graph, loaded, spec)
+    lines = [*preview(wanted, graph, fitted), f"the result: {fitted}"]
+    for line in [*lines, *(f"note: {note}" for note in [*notes, *fitted.notes])]:
         out().print(line)
     out().print(f"{spec} fits {model}")

@@ -37,6 +37,8 @@ from graphprune.errors import (
     ReshapeError,
     SpecError,
 )
+from graphprune.export.fit import fit
+from graphprune.export.limits import Limits
 from graphprune.graph import DependencyGraph, Group
 from graphprune.masking import MaskSet
 from graphprune.observe import Observer
@@ -63,8 +65,8 @@ class PruneCallback(TrainerCallback):
 
     Scores are taken where LoRAPrune takes them: once per optimizer step, on the accumulated gradients, after
     clipping and before the update, dropout active, inside the warm-up too. Of the spec, ``targets``,
-    ``scope``, ``criterion``, ``schedule`` and ``training.compact`` are used; steps, batches and the optimizer are the
-    Trainer's.
+    ``scope``, ``criterion``, ``schedule``, ``export`` and ``training.compact`` are used; steps, batches and the
+    optimizer are the Trainer's.
 
     Whenever the Trainer saves a checkpoint, what pruning needs to go on is added to it, and it is marked as whole.
     ``PruneCallback(spec, checkpoint=last)`` and ``trainer.train(resume_from_checkpoint=last)``, where ``last`` is
@@ -86,6 +88,7 @@ class PruneCallback(TrainerCallback):
             left out where it is in the Trainer's own ``output_dir``.
         original: of a base in 4 bits that is cut while it is trained (``compact: always``), the full-precision
             weights: a folder, a Hub id, or the model; where it was loaded from by default.
+        limits: what the spec's ``export`` asks of sizes; found out at the beginning of training where it is None.
 
     Raises:
         SpecError: at the beginning of training, if the spec does not fit the model.
@@ -103,9 +106,12 @@ class PruneCallback(TrainerCallback):
         spec: PruneSpec | Mapping[str, Any] | str | os.PathLike[str],
         graph: DependencyGraph | None = None,
         checkpoint: str | os.PathLike[str] | None = None,
+        *,
         original: str | os.PathLike[str] | Source | nn.Module | None = None,
+        limits: Limits | None = None,
     ) -> None:
         self.spec = load_spec(spec)
+        self._limits = limits
         self.graph = graph
         self.checkpoint = checkpoint
         self.original = original
@@ -183,7 +189,9 @@ class PruneCallback(TrainerCallback):
         model: nn.Module = kwargs["model"]
         check_parallel(args, model)
         self.graph = self._graph_of(model)
-        self.pruner = Pruner(self.graph, self.spec, state.max_steps)
+        fitted = fit(self.spec, self.graph, model) if self._limits is None else None
+        spec, limits = (self.spec, self._limits) if fitted is None else (fitted.spec, fitted.limits)
+        self.pruner = Pruner(self.graph, spec, state.max_steps, limits)
         # Of a model that was cut to a checkpoint, what it was before; once, as a callback may see several trainings.
         identity, self._uncut = self._uncut or Identity.of_training(self.spec, 0, self.graph, model), None
         self._identity = identity.model_copy(update={"steps": state.max_steps})
@@ -200,6 +208,10 @@ class PruneCallback(TrainerCallback):
             self.pruner.plan = self._present.gone
         groups = self._present.groups(self.pruner.groups)
         check_adapters(model, groups, self.pruner.criterion)
+        self.notes = []
+        if fitted is not None:
+            for note in [*fitted.notes, *([f"the result: {fitted}"] if fitted.why_not else [])]:
+                self._say(note)
         self._compactor = self._compacting(args, model, groups, kwargs.get("optimizer"))
         engine = engine_of(model, kwargs.get("optimizer"))
         if engine is not None:
@@ -310,7 +322,6 @@ class PruneCallback(TrainerCallback):
         """What cuts the model while it is trained, or None where it is pruned by masks alone; the notes say why."""
         assert self.graph is not None
         wanted = self.spec.training.compact
-        self.notes = []
         if wanted == "never":
             return None
         why = obstacle(model, groups, optimizer, args)

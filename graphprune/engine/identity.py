@@ -21,7 +21,11 @@ from graphprune.schema import PruneSpec
 #: What a spec says about output alone: it may change between two parts of a run.
 _OUTPUT_ONLY: dict[str, tuple[str, ...]] = {
     "training": ("save_every", "logging_steps"),
-    "export": ("targets",),
+}
+#: What of a spec decides what is pruned in somebody's Trainer.
+_OF_TRAINING: dict[str, Any] = {
+    **dict.fromkeys(("targets", "groups", "scope", "criterion", "schedule"), True),
+    "export": {"targets", "multiple_of", "tensor_parallel", "runtimes"},
 }
 #: Values of each tensor that go into the fingerprint of a model.
 _SAMPLED = 16
@@ -67,7 +71,7 @@ class Identity(BaseModel):
         Of the model's weights only those count that are frozen.
         """
         facts = _model_facts(model, frozen_only=True)
-        used = spec.model_dump(mode="json", include={"targets", "groups", "scope", "criterion", "schedule"})
+        used = spec.model_dump(mode="json", include=_OF_TRAINING)
         return cls(spec=used, steps=steps, graph=graph.fingerprint, versions=library_versions(), **facts)
 
     def differences(self, now: Identity) -> list[str]:

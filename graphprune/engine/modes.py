@@ -23,6 +23,7 @@ from graphprune.engine.rounds import batches_of_round, choose
 from graphprune.engine.shared_folder import SharedFolder
 from graphprune.engine.training import train
 from graphprune.errors import DataError
+from graphprune.export.limits import Limits
 from graphprune.graph import DependencyGraph, Group
 from graphprune.importance import Signal
 from graphprune.masking import masked
@@ -47,6 +48,7 @@ class Job:
         progress: whether to draw how far training is.
         original: of a quantised model the one in full precision, which is what is cut; None where the model is that.
         folder: where the run keeps its state, and where it continues from; None keeps none.
+        limits: what the export asks of sizes.
     """
 
     model: nn.Module
@@ -58,6 +60,7 @@ class Job:
     progress: bool = True
     original: Original | None = None
     folder: SharedFolder | None = None
+    limits: Limits | None = None
 
     @property
     def groups(self) -> tuple[Group, ...]:
@@ -98,7 +101,7 @@ def one_shot(job: Job) -> Outcome:
     Of several processes each scores the same batches, and all of them go by what the main one has found.
     """
     with job.stage("score"), processes.together():
-        found = choose(job.model, job.graph, job.spec, lambda index: _batches(job, index))
+        found = choose(job.model, job.graph, job.spec, lambda index: _batches(job, index), job.limits)
     plan, scores = processes.from_main(lambda: found)
     return _cut(job, plan, scores)
 
@@ -128,7 +131,7 @@ def joint(job: Job) -> Outcome:
     The model without tuning, for the report, is the pruned one with the adapters off.
     """
     original = (job.original.held or job.original.source) if job.original is not None else None
-    callback = PruneCallback(_sparing(job), job.graph, original=original)
+    callback = PruneCallback(_sparing(job), job.graph, original=original, limits=job.limits)
     with attached(job.model, job.graph, job.groups, job.spec.lora) as wrapped:
         try:
             with job.stage("train"):

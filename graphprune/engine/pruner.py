@@ -11,6 +11,7 @@ from graphprune.engine.average import SlidingAverage
 from graphprune.engine.present import Present
 from graphprune.engine.schedule import Schedule
 from graphprune.errors import DistributedError, GraphPruneError
+from graphprune.export.limits import Limits
 from graphprune.graph import DependencyGraph, Group
 from graphprune.importance import Criterion, Observation
 from graphprune.plan import PrunePlan
@@ -44,14 +45,16 @@ class Pruner:
         graph: the model's dependency graph.
         spec: targets, scope, criterion and schedule are read.
         steps: optimizer steps of the run.
+        limits: what the export asks of sizes.
 
     Raises:
         SpecError: if the spec does not fit the graph.
     """
 
-    def __init__(self, graph: DependencyGraph, spec: PruneSpec, steps: int) -> None:
+    def __init__(self, graph: DependencyGraph, spec: PruneSpec, steps: int, limits: Limits | None = None) -> None:
         self.graph = graph
         self.spec = spec
+        self.limits = limits
         self.groups: tuple[Group, ...] = tuple(g for t in resolve_targets(spec, graph) for g in t.groups)
         self.criterion: Criterion = spec.criterion.build()
         self.schedule = Schedule(**spec.schedule.model_dump(), steps=steps)
@@ -147,7 +150,9 @@ class Pruner:
         self._due = set(state["due"])
 
     def _make(self, step: int, fraction: float, loss: float | None) -> PrunePlan:
-        self.plan = ranking.plan(self.graph, self.spec, self.average.values, fraction=fraction, base=self.plan)
+        self.plan = ranking.plan(
+            self.graph, self.spec, self.average.values, fraction=fraction, base=self.plan, limits=self.limits
+        )
         removed = {role: row["removed"] for role, row in self.plan.summary().items() if row["removed"]}
         self.events.append(PruneEvent(step, fraction, removed, loss))
         self.check_agreed()

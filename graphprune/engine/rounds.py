@@ -10,6 +10,7 @@ from torch import nn
 
 from graphprune import ranking
 from graphprune.errors import PlanError
+from graphprune.export.limits import Limits
 from graphprune.graph import DependencyGraph
 from graphprune.masking import MaskSet
 from graphprune.plan import PrunePlan
@@ -21,7 +22,11 @@ log = logging.getLogger(__name__)
 
 
 def choose(
-    model: nn.Module, graph: DependencyGraph, spec: PruneSpec, batches: Callable[[int], Sequence[Batch]]
+    model: nn.Module,
+    graph: DependencyGraph,
+    spec: PruneSpec,
+    batches: Callable[[int], Sequence[Batch]],
+    limits: Limits | None = None,
 ) -> tuple[PrunePlan, dict[str, torch.Tensor]]:
     """The plan at the target, and the scores of the last round; nothing of the model changes.
 
@@ -35,6 +40,7 @@ def choose(
         graph: its dependency graph.
         spec: ``training.rounds`` and what :func:`graphprune.score` reads.
         batches: the calibration batches of a round, counted from 0.
+        limits: what the export asks of sizes.
 
     Raises:
         PlanError: before anything is scored, for groups that cannot be masked, where there are several rounds.
@@ -45,7 +51,7 @@ def choose(
     plan, scores = None, {}
     for index in range(rounds):
         scores = score(model, graph, spec, batches(index), gone=plan)
-        plan = ranking.plan(graph, spec, scores, fraction=(index + 1) / rounds, base=plan)
+        plan = ranking.plan(graph, spec, scores, fraction=(index + 1) / rounds, base=plan, limits=limits)
         if rounds > 1:
             log.info("round %d of %d: %s gone", index + 1, rounds, plan)
     assert plan is not None

@@ -32,6 +32,8 @@ from graphprune.engine.shared_folder import SharedFolder
 from graphprune.engine.training import shared_out
 from graphprune.errors import CheckpointError, DistributedError, NonFiniteError, SpecError
 from graphprune.evaluate import perplexity
+from graphprune.export.fit import Fit, fit
+from graphprune.export.limits import Limits
 from graphprune.files import flush_all
 from graphprune.graph import DependencyGraph
 from graphprune.names import bare
@@ -159,6 +161,7 @@ class _Run:
         self.clock = StageClock()
         self.graph: DependencyGraph | None = None
         self.sequences = Sequences(None, None)
+        self.fit = Fit(spec, Limits(), "hf")
         self._model: nn.Module | None = None
         self._facts: dict[str, Any] = {}
         self._notes: list[str] = []
@@ -197,8 +200,10 @@ class _Run:
         with self.clock.stage("trace"):
             found = graph if graph is not None else trace(self.model)
             self.graph = declare(found, self.spec, self.model)
-        self._facts["graph_fingerprint"] = self.graph.fingerprint
-        self._notes += validate.check(self.spec, self.graph)
+            self._facts["graph_fingerprint"] = self.graph.fingerprint
+            self._notes += validate.check(self.spec, self.graph)
+            self.fit = fit(self.spec, self.graph, self.model)
+            self._notes += self.fit.notes
         with self.clock.stage("read text"):
             self.sequences = prepare(self.spec, self.tokenizer, train_data, evaluation)
             check_fits(self.sequences, self.model, self.spec)
@@ -238,7 +243,8 @@ class _Run:
         job = Job(
             model=self.model,
             graph=self.graph,
-            spec=self.spec,
+            spec=self.fit.spec,
+            limits=self.fit.limits,
             data=self.sequences.train,
             stage=self.clock.stage,
             measure=lambda pruned: self._judge("perplexity_pruned", pruned),

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from graphprune.graph import Group
 from graphprune.reshape.history import Step
 
 Path = tuple[str, ...]
@@ -37,11 +38,15 @@ def uneven(step: Step) -> str | None:
     seen: dict[tuple[str, int], tuple[str, int]] = {}
     after = step.plan.sizes_after()
     for group in step.graph.groups:
-        kind = "|".join([group.role, *(re.sub(r"\d+", "#", m.tensor) for m in group.members)])
-        name, kept = seen.setdefault((kind, group.size), (group.name, after[group.name]))
+        name, kept = seen.setdefault(kind_key(group), (group.name, after[group.name]))
         if kept != after[group.name]:
             return f"'{name}' keeps {kept} of {group.size} units and '{group.name}' keeps {after[group.name]}"
     return None
+
+
+def kind_key(group: Group) -> tuple[str, int]:
+    """Equal for groups of the same kind: of one role and size, through tensors of the same names but for numbers."""
+    return "|".join([group.role, *(re.sub(r"\d+", "#", m.tensor) for m in group.members)]), group.size
 
 
 def candidates(config: dict[str, Any], step: Step) -> list[tuple[Path, Any]]:
@@ -60,6 +65,16 @@ def candidates(config: dict[str, Any], step: Step) -> list[tuple[Path, Any]]:
         for option in options:
             found[(path, repr(option))] = (path, option)
     return list(found.values())
+
+
+def unset(config: dict[str, Any], step: Step, path: Path = ()) -> Iterator[tuple[Path, Any]]:
+    """Fields without a value, with the sizes of pruned groups: the class has a default for them that is not written."""
+    kept = sorted({kept for _, kept in _factors(step)})
+    for name, value in config.items():
+        if isinstance(value, dict) and "model_type" in value:
+            yield from unset(value, step, (*path, name))
+        elif value is None and not (name.startswith("_") or name.endswith("_id")):
+            yield from (((*path, name), size) for size in kept)
 
 
 def _factors(step: Step) -> set[tuple[int, int]]:
@@ -88,6 +103,33 @@ def _per_layer(value: list[int], step: Step) -> Iterator[list[int]]:
             if g.role == role and g.layer is not None and scaled[g.layer] % g.size == 0:
                 scaled[g.layer] = scaled[g.layer] // g.size * after[g.name]
         yield scaled
+
+
+def numbers_of_entries(
+    config: dict[str, Any], size: int, kept: list[int], path: Path = ()
+) -> Iterator[tuple[Path, Any]]:
+    """Fields that may speak of entries of a module list by their numbers, with what they would say once some are gone.
+
+    An integer as how many come first (so many dense layers), a growing list as the ones that are meant.
+
+    Args:
+        config: as plain values.
+        size: how many entries there were.
+        kept: the numbers of those that stay.
+        path: where ``config`` is in a larger one.
+    """
+    for name, value in config.items():
+        new: Any = value
+        if name.startswith("_") or name.endswith("_id"):  # private, or a token's number
+            continue
+        if isinstance(value, dict) and "model_type" in value:
+            yield from numbers_of_entries(value, size, kept, (*path, name))
+        elif _is_int(value) and 1 <= value <= size:
+            new = sum(number < value for number in kept)
+        elif isinstance(value, list) and all(_is_int(v) and 0 <= v < size for v in value):
+            new = [kept.index(v) for v in value if v in kept] if value == sorted(set(value)) else value
+        if new != value:
+            yield (*path, name), new
 
 
 def matching(

@@ -36,6 +36,21 @@ class Underway:
 
 
 @dataclass(frozen=True)
+class StandIn:
+    """A class of transformers as which a model can be saved, where a config of its own class does not describe it.
+
+    Attributes:
+        architecture: its name.
+        base_config: its config of the unpruned model, as plain JSON values.
+        config: its config of the model.
+    """
+
+    architecture: str
+    base_config: dict[str, Any]
+    config: Any
+
+
+@dataclass(frozen=True)
 class History:
     """How a model came to be.
 
@@ -47,6 +62,7 @@ class History:
         stock: whether the model's present config describes it, so that stock ``from_pretrained`` can load it.
         why_not: where it does not, the reason.
         underway: the pruning that the last step is a part of, where more of it may come.
+        stand_in: the class as which ``stock`` can load it, where that is not its own.
     """
 
     architecture: str
@@ -56,6 +72,7 @@ class History:
     stock: bool = True
     why_not: str = ""
     underway: Underway | None = None
+    stand_in: StandIn | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> History:
         return self  # a value; a copy of the model has the same past
@@ -69,8 +86,8 @@ class History:
             except PlanError:
                 pass
             else:
-                return replace(self, steps=(*self.steps[:-1], merged), underway=None)
-        return replace(self, steps=(*self.steps, step), underway=None)
+                return replace(self, steps=(*self.steps[:-1], merged), underway=None, stand_in=None)
+        return replace(self, steps=(*self.steps, step), underway=None, stand_in=None)
 
 
 def compose(first: PrunePlan, second: PrunePlan) -> PrunePlan:

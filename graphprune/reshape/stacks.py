@@ -22,6 +22,10 @@ _BY_LAYER = "per_layer_config"
 """What every transformers config calls its fields that differ between layers: a mapping from numbers of layers."""
 
 
+_PINNED = "_graphprune_pinned"
+"""Marks the class of a config beside whose fields a list was written down."""
+
+
 def removed_entries(graph: DependencyGraph, plan: PrunePlan) -> Iterator[tuple[Stack, tuple[int, ...]]]:
     """Every module list that loses entries, with the indices that go."""
     for name, units in plan.removed.items():
@@ -131,10 +135,17 @@ def _set(config: Any, attribute: str, value: Any) -> None:
     if isinstance(computed, property) and computed.fset is None:
         # The list follows from fields that cannot describe every choice of layers, so it is written down instead.
         kind = type(config)
-        config.__class__ = type(kind.__name__, (kind,), {attribute: value, "__module__": kind.__module__})
+        members = {attribute: value, "__module__": kind.__module__, _PINNED: True}
+        config.__class__ = type(kind.__name__, (kind,), members)
     else:
         # One field at a time would be refused by configs that check fields against each other.
         object.__setattr__(config, attribute, value)
+
+
+def unpin(config: Any) -> None:
+    """Takes back lists that were written down beside a config's fields: it describes the model by its fields again."""
+    while vars(type(config)).get(_PINNED):
+        config.__class__ = type(config).__mro__[1]
 
 
 def config_changes(graph: DependencyGraph, plan: PrunePlan, config: dict[str, Any]) -> dict[tuple[str, ...], Any]:

@@ -9,23 +9,20 @@ from __future__ import annotations
 import argparse
 import functools
 import hashlib
-import multiprocessing
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
 from rich.console import Console
 from rich.progress import track
-from transformers.utils import logging
 
 import graphprune
 from graphprune.errors import TraceError
 from graphprune.prove import prove
+from graphprune.testing.apart import FailedError, apart
 from graphprune.testing.models import example_inputs, tiny_model
 from graphprune.testing.parts import parts_of
 from graphprune.testing.results import Result, read_results, write_results
@@ -35,8 +32,6 @@ from graphprune.trace import trace
 
 LIMIT = 120.0
 """Seconds for one case."""
-MEMORY = 12 * 2**30
-"""Bytes of address space for one case."""
 RELOADED = frozenset({"layer", "together"})
 """The roles of which copies are saved and loaded: finding their configs takes longer than all the rest."""
 SOURCES = (
@@ -102,41 +97,11 @@ def fingerprint() -> str:
 
 
 def measured_apart(case: str) -> Result:
-    """:func:`measure` in a process of its own: a crash or a hang is a result, not the end."""
-    context: Any = multiprocessing.get_context("fork")
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_send, args=(case, theirs), daemon=True)
-    process.start()
-    theirs.close()
+    """:func:`measure` in a process of its own."""
     try:
-        if ours.poll(LIMIT):
-            return Result.model_validate_json(ours.recv())
-        return Result(case=case, sources=fingerprint(), failure=f"took longer than {LIMIT:.0f} s")
-    except EOFError:
-        process.join()
-        return Result(case=case, sources=fingerprint(), failure=f"its process ended with code {process.exitcode}")
-    finally:
-        process.kill()
-        process.join()
-        ours.close()
-
-
-def _send(case: str, connection: Connection) -> None:
-    torch.set_num_threads(1)
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    _limit_memory()
-    connection.send(measure(case).model_dump_json())
-
-
-def _limit_memory() -> None:
-    """Lets allocations fail in this process before they fail in others; where the system can."""
-    try:
-        import resource
-    except ImportError:  # not on Windows
-        return
-    _, most = resource.getrlimit(resource.RLIMIT_AS)
-    limit = MEMORY if most == resource.RLIM_INFINITY else min(MEMORY, most)
-    resource.setrlimit(resource.RLIMIT_AS, (limit, most))
+        return Result.model_validate_json(apart(lambda: measure(case).model_dump_json(), LIMIT))
+    except FailedError as error:
+        return Result(case=case, sources=fingerprint(), failure=str(error))
 
 
 def measure_all(names: Sequence[str], known: Iterable[Result], jobs: int) -> Iterator[Result]:

@@ -90,8 +90,15 @@ def test_sequences_longer_than_the_model_reads_are_refused(refused, tiny):
 def test_a_result_that_no_stock_config_describes_is_foretold(run, tiny, spec):
     result = run("validate", spec(GOOD.replace("0.5", "0.5, layers: 0")), tiny)
     assert result.exit_code == 0, result.output
-    assert (
-        "note: the result will load with graphprune.load, not with stock from_pretrained: layers differ"
-        in result.stdout
+    assert "the result: tier hf-remote-code" in result.stdout
+    assert "not with stock from_pretrained: layers differ" in result.stdout
+    good = run("validate", spec(GOOD), tiny).stdout
+    assert "note:" not in good
+    assert "the result: tier hf, loads with stock from_pretrained" in good
+
+
+def test_a_result_that_cannot_load_as_wanted_is_refused(refused, tiny, spec):
+    told = refused(
+        "validate", spec(GOOD.replace("0.5", "0.5, layers: 0") + "scope: layer\nexport: {multiple_of: 64}"), tiny
     )
-    assert "note:" not in run("validate", spec(GOOD), tiny).stdout
+    assert "targets[0]: no smaller size of a group of 40 mlp.channel units fits export.multiple_of: 64" in told

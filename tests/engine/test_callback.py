@@ -20,7 +20,8 @@ from graphprune.importance import Taylor
 from graphprune.masking import masked
 from graphprune.plan import PrunePlan
 from graphprune.reshape import reshape
-from graphprune.schema import Lora
+from graphprune.reshape.history import history_of
+from graphprune.schema import Export, Lora
 from graphprune.trace import trace
 from tests.decoders import tiny
 from tests.engine import trainers
@@ -495,3 +496,15 @@ def test_a_callback_tells_one_training_from_the_next(llama, graph, tokens, tmp_p
         make_trainer(model, tokens, tmp_path / f"{scale}", callback, **options).train()
         identities.append(EngineState.load(tmp_path / f"{scale}" / "checkpoint-1").identity)
     assert identities[0].weights != identities[1].weights
+
+
+def test_a_callback_ends_with_the_sizes_that_the_export_asks_for(llama, graph, tokens, tmp_path):
+    spec = make_spec().model_copy(update={"export": Export(targets=("hf",), multiple_of=8)})
+    callback = PruneCallback(spec, graph)
+    model = adapt(llama, graph)
+    make_trainer(model, tokens, tmp_path, callback).train()
+    after = callback.plan.sizes_after()
+    assert {after[f"model.layers.{i}.mlp/mlp.channel"] for i in range(3)} == {16}
+    assert any("16 of 24 kept in each of 3 groups" in note for note in callback.notes)
+    reshape(model, callback.plan, graph)
+    assert history_of(model).stock

@@ -45,7 +45,6 @@ def test_every_difference_of_a_spec_is_named_by_its_path():
     "spec",
     [
         {"training": {"save_every": 3, "logging_steps": 1}},
-        {"export": {"targets": "graphprune"}},
         {"data": {"text": "moved.txt", "evaluation": "other.txt"}},
     ],
 )
@@ -53,8 +52,9 @@ def test_what_is_about_output_may_differ(spec):
     assert spec_differences(spec_of_run(make_spec()), spec_of_run(make_spec(**spec))) == []
 
 
-def test_adapters_that_are_not_merged_are_another_result():
-    assert spec_differences(spec_of_run(make_spec()), spec_of_run(make_spec(export={"merge_lora": False})))
+@pytest.mark.parametrize("export", [{"merge_lora": False}, {"targets": "hf"}, {"multiple_of": 64}])
+def test_another_export_is_another_result(export):
+    assert spec_differences(spec_of_run(make_spec()), spec_of_run(make_spec(export=export)))
 
 
 def test_model_graph_and_data_are_told_apart(llama, graph):

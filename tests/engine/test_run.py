@@ -321,7 +321,7 @@ def test_output_settings_may_change_between_the_parts_of_a_run(checkpoint, token
         broken.setattr("graphprune.engine.modes.merge", lambda model: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             prune(checkpoint, make_spec(), train_data=tokens, output=tmp_path / "small", progress=False)
-    spec = make_spec(export={"targets": ["graphprune"]})
+    spec = make_spec()
     spec["training"] |= {"logging_steps": 3, "save_every": 1}
     prune(checkpoint, spec, train_data=tokens, output=tmp_path / "small", resume=True, progress=False)
     assert (tmp_path / "small" / "model.safetensors").is_file()
@@ -375,3 +375,26 @@ def test_the_rescued_state_is_that_of_a_run_that_did_not_diverge(checkpoint, tok
     resumed = prune(checkpoint, spec, train_data=tokens, output=tmp_path / "small", resume=True, progress=False)
     for a, b in zip(resumed.model.parameters(), whole.model.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("mode", ["joint", "separate", "none"])
+def test_every_mode_ends_with_the_sizes_that_the_export_asks_for(mode, llama, tokens, tmp_path):
+    """Half of 24 channels in two of three layers: as many in all, 16 in each, which is a multiple of 8."""
+    target = {"role": "mlp.channel", "ratio": 0.5, "layers": "1:"}
+    spec = make_spec(mode, [target], export={"targets": "hf", "multiple_of": 8})
+    if mode == "none":
+        spec["training"]["rounds"] = 3
+    result = prune(llama, spec, train_data=tokens, output=tmp_path / "small", progress=False)
+    assert result.report.tier == "hf"
+    assert {len(units) for units in result.plan.removed.values()} == {8}
+    assert "48 of 72 units asked for in all, 16 of 24 kept in each of 3 groups" in " ".join(result.report.notes)
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path / "small")
+    assert stock.config.intermediate_size == 16
+    assert result.report.spec["targets"][0]["layers"] == "1:"
+
+
+def test_what_cannot_be_exported_is_refused_before_anything_is_computed(llama, tokens, tmp_path):
+    spec = make_spec(targets=[{"role": "mlp.channel", "ratio": 0.5}], export={"multiple_of": 64})
+    with pytest.raises(SpecError, match=r"fits export\.multiple_of: 64"):
+        prune(llama, spec, train_data=tokens, output=tmp_path / "small", progress=False)
+    assert not (tmp_path / "small").exists()

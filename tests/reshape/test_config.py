@@ -7,8 +7,9 @@ from transformers import AutoModelForCausalLM
 from graphprune.plan import PrunePlan
 from graphprune.reshape import cut_model, reshape
 from graphprune.reshape.candidates import fields, matching
-from graphprune.reshape.config import _Search, find_stock_config
+from graphprune.reshape.config import find_stock_config
 from graphprune.reshape.history import history_of
+from graphprune.reshape.search import Search
 from graphprune.reshape.view import ConfigView
 from graphprune.trace import trace
 from tests.decoders import tiny, tokens
@@ -100,7 +101,7 @@ def test_a_config_that_cannot_run_is_no_candidate():
     model = tiny("llama")
     graph = trace(model)
     reshape(model, remove(graph, {"attention.group": [0, 2]}), graph)
-    search = _Search(type(model), type(model.config), history_of(model).base_config)
+    search = Search(type(model), type(model.config), history_of(model).base_config)
     assert "cannot run" in search.misread({("head_dim",): 3}, history_of(model).steps[-1])
     assert search.misread({("num_attention_heads",): 4, ("num_key_value_heads",): 2}, history_of(model).steps[-1]) == ""
 

@@ -1,16 +1,18 @@
 """Removing layers: what knows layers by their numbers follows."""
 
 import pytest
+import torch
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from graphprune.graph import DependencyGraph, Group, Stack
 from graphprune.plan import PrunePlan
 from graphprune.reshape import reshape
 from graphprune.reshape.apply import cut_model
+from graphprune.reshape.history import history_of
 from graphprune.reshape.stacks import called_after, config_changes
 from graphprune.trace import trace
-from tests.decoders import tiny
+from tests.decoders import tiny, tokens
 
 
 class Config(PreTrainedConfig):
@@ -100,3 +102,18 @@ def test_the_graph_by_the_names_of_the_cut_model():
     assert after.by_name["model.layers.1.mlp/mlp.channel"].members == ()
     widths = PrunePlan.remove(graph, {"model.layers.2.mlp/mlp.channel": [0, 3]})
     assert called_after(graph, widths) is graph
+
+
+def test_a_computed_list_that_was_written_down_is_computed_again_where_a_config_describes_the_model(tmp_path):
+    """The kinds of layers follow from their number there, and all are of one kind."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model("mamba", hidden_size=16, num_hidden_layers=3, vocab_size=97, state_size=4)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    kind, graph = type(model.config), trace(model)
+    reshape(model, PrunePlan.remove(graph, {graph.select(role="layer").names[0]: [1]}), graph)
+    assert history_of(model).stock, history_of(model).why_not
+    assert type(model.config) is kind
+    model.save_pretrained(tmp_path)
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path)
+    with torch.no_grad():
+        assert torch.equal(stock(tokens()).logits, model(tokens()).logits)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from graphprune.score import score
     from graphprune.selection import Selection
     from graphprune.specfile import load_spec
+    from graphprune.stream.apply import apply
     from graphprune.trace import trace
 
 _HOMES = {
@@ -46,6 +47,7 @@ _HOMES = {
     "PruneResult": "engine.run",
     "PruneSpec": "schema",
     "Selection": "selection",
+    "apply": "stream.apply",
     "declare": "declare",
     "last_checkpoint": "engine.marks",
     "load": "checkpoint",
@@ -74,6 +76,7 @@ __all__ = [
     "PruneSpec",
     "Selection",
     "__version__",
+    "apply",
     "declare",
     "last_checkpoint",
     "load",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
+from collections.abc import Mapping
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -111,10 +112,12 @@ class Manifest(BaseModel):
             )
 
 
-def records(folder: Path) -> dict[str, FileRecord]:
-    """Size and hash of every file below ``folder``, but for the manifest itself."""
+def records(folder: Path, known: Mapping[str, FileRecord] | None = None) -> dict[str, FileRecord]:
+    """Size and hash of every file below ``folder``, but for the manifest itself; ``known`` ones are not read again."""
     files = sorted(f for f in folder.rglob("*") if f.is_file() and f != folder / MANIFEST)
-    return {f.relative_to(folder).as_posix(): FileRecord(bytes=f.stat().st_size, sha256=sha256(f)) for f in files}
+    names = {f.relative_to(folder).as_posix(): f for f in files}
+    known = known or {}
+    return {n: known.get(n) or FileRecord(bytes=f.stat().st_size, sha256=sha256(f)) for n, f in names.items()}
 
 
 def sha256(file: Path) -> str:

@@ -16,12 +16,14 @@ from transformers import PreTrainedModel
 
 from graphprune.checkpoint.constants import write_constants
 from graphprune.checkpoint.folder import check_output_folder, written_whole
-from graphprune.checkpoint.manifest import Manifest, StepFiles, library_versions, records
+from graphprune.checkpoint.manifest import FileRecord, Manifest, StepFiles, library_versions, records
 from graphprune.errors import CheckpointError
 from graphprune.names import bare
 from graphprune.plan import PrunePlan
 from graphprune.reshape.config import described, quiet
 from graphprune.reshape.history import History, config_from, history_of
+from graphprune.stream.tensor import is_deferred
+from graphprune.stream.write import write_deferred
 from graphprune.tasks import loader_name
 
 
@@ -41,6 +43,7 @@ def save(
     report: SavesItself | None = None,
     merge_lora: bool = True,
     proof: Callable[[Path], object] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Writes ``model`` as a checkpoint folder: safetensors, config, tokenizer, plan and manifest.
 
@@ -57,6 +60,8 @@ def save(
         merge_lora: merge the adapters into a copy of the weights; ``model`` itself keeps them. Otherwise the
             unmerged weights are written, and the adapters into the sub-folder ``adapter``.
         proof: called with the complete folder before it takes its name; if it raises, nothing is left.
+        progress: of a model whose weights are still in their files (:func:`graphprune.apply`), told how many bytes of
+            how many are written.
 
     Returns:
         the folder.
@@ -79,10 +84,10 @@ def save(
     with written_whole(target) as partial:
         if tier == "graphprune":
             with _base_config(base, history):
-                _write_weights(model, partial, merge_lora=merge_lora)
+                written = _write_weights(model, partial, merge_lora=merge_lora, progress=progress)
             _write_base_config(partial, history, base.dtype)
         else:
-            _write_weights(model, partial, merge_lora=merge_lora)
+            written = _write_weights(model, partial, merge_lora=merge_lora, progress=progress)
         constants = write_constants(model, history, partial)
         if tokenizer is not None:
             tokenizer.save_pretrained(partial)
@@ -99,7 +104,7 @@ def save(
             constants=constants,
             why_not_hf=history.why_not if tier == "graphprune" else "",
             libraries=library_versions(),
-            files=records(partial),
+            files=records(partial, written),
         ).write(partial)
         if proof is not None:
             proof(partial)
@@ -119,11 +124,16 @@ def load_line(model: nn.Module, folder: Path, tier: str, *, adapter: bool = Fals
     )
 
 
-def _write_weights(model: Any, folder: Path, *, merge_lora: bool) -> None:
+def _write_weights(
+    model: Any, folder: Path, *, merge_lora: bool, progress: Callable[[int, int], None] | None
+) -> dict[str, FileRecord]:
+    """Writes them; gives the records of files that were hashed on the way."""
     with quiet():
         if not hasattr(model, "merge_and_unload"):
+            if is_deferred(model):
+                return write_deferred(bare(model), folder, progress=progress)
             bare(model).save_pretrained(folder)  # type: ignore[operator]
-            return
+            return {}
         # On a copy: merging changes the weights for good, and unmerging rounds.
         twin = copy.deepcopy(model)
         if merge_lora:
@@ -131,6 +141,7 @@ def _write_weights(model: Any, folder: Path, *, merge_lora: bool) -> None:
         else:
             twin.unload().save_pretrained(folder)
             model.save_pretrained(folder / "adapter")
+    return {}
 
 
 @contextmanager

@@ -63,7 +63,7 @@ def load_model(
 def check_weights(folder: Path) -> None:
     """Raises :class:`CheckpointError` unless ``folder`` has a config and complete, readable safetensors files."""
     check_config(folder)
-    files = _weight_files(folder)
+    files = weight_files(folder)
     missing = [name for name in files if not (folder / name).is_file()]
     if missing:
         raise CheckpointError(
@@ -91,7 +91,8 @@ def _check_readable(file: Path) -> None:
         raise CheckpointError(f"{file} is no readable safetensors file ({error}). Download it again.") from None
 
 
-def _weight_files(folder: Path) -> list[str]:
+def weight_files(folder: Path) -> list[str]:
+    """The names of the safetensors files that a checkpoint folder consists of; errors as :func:`check_weights`."""
     if (folder / _INDEX).is_file():
         try:
             named = json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"].values()
@@ -126,11 +127,11 @@ def _from_pretrained(source: str, dtype: str | torch.dtype, task: str | None, tr
         raise
     except Exception as error:  # a config can make transformers raise anything, its own classes included
         raise CheckpointError(f"'{source}' cannot be loaded: {error}") from error
-    _check_complete(source, model, info)
+    check_complete(source, model, info)
     return model
 
 
-def _check_complete(source: str, model: Any, info: dict[str, Any]) -> None:
+def check_complete(source: str, model: Any, info: dict[str, Any]) -> None:
     """Refuses a model of which transformers would have made up a part: it gives random weights to what it lacks."""
     other = sorted(info.get("mismatched_keys") or ())
     if other:

@@ -29,6 +29,7 @@ from graphprune.reshape.history import History, Step, config_from, history_of, r
 from graphprune.reshape.stacks import config_changes, renaming
 from graphprune.reshape.view import take_views
 from graphprune.sample import output_of, sample_inputs
+from graphprune.stream.tensor import is_deferred
 from graphprune.trace import trace
 
 #: No more than this many configs of the right shapes are tried on the model's weights.
@@ -78,6 +79,8 @@ def find_stock_config(model: nn.Module, history: History) -> StockConfig:
             objection = _differs(model, search, changes, target, epsilons)
         else:
             objection = search.misread(changes, history.steps[-1])
+            if not objection and not epsilons.kept and is_deferred(model):  # only logits could tell whether it matters
+                objection = "a config gives the same shapes, but not the pruned norms an epsilon of their own"
         if not objection:
             return StockConfig(search.config(changes), changes, epsilons.built)
         objections.append(objection)

@@ -23,7 +23,6 @@ from graphprune.plan import PrunePlan
 from graphprune.reshape.config import described, quiet
 from graphprune.reshape.history import History, config_from, history_of
 from graphprune.stream.tensor import is_deferred
-from graphprune.stream.write import write_deferred
 from graphprune.tasks import loader_name
 
 
@@ -131,6 +130,8 @@ def _write_weights(
     with quiet():
         if not hasattr(model, "merge_and_unload"):
             if is_deferred(model):
+                from graphprune.stream.write import write_deferred  # which writes records of this package's manifest
+
                 return write_deferred(bare(model), folder, progress=progress)
             bare(model).save_pretrained(folder)  # type: ignore[operator]
             return {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
@@ -93,12 +93,21 @@ def _check_readable(file: Path) -> None:
 
 def weight_files(folder: Path) -> list[str]:
     """The names of the safetensors files that a checkpoint folder consists of; errors as :func:`check_weights`."""
-    if (folder / _INDEX).is_file():
+    index = folder / _INDEX
+    if index.is_file():
         try:
-            named = json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"].values()
-        except (ValueError, KeyError, AttributeError) as error:
-            raise CheckpointError(f"{folder / _INDEX} is no index of weight files ({error!r})") from None
-        return sorted(set(named))
+            named = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+            names = sorted(set(named))
+            odd = [name for name in names if not _is_inside(name)]
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+            raise CheckpointError(f"{index} is no index of weight files ({error!r})") from None
+        if odd or not names:
+            got = f"'{odd[0]}'" if odd else "none"
+            raise CheckpointError(
+                f"{index}: expected names of safetensors files inside of the folder, got {got}. Nothing was read; "
+                "download the checkpoint again from where you trust it."
+            )
+        return names
     if (folder / _WEIGHTS).is_file():
         return [_WEIGHTS]
     pickled = sorted(f.name for pattern in ("*.bin", "*.pt", "*.pth") for f in folder.glob(pattern))
@@ -107,7 +116,14 @@ def weight_files(folder: Path) -> list[str]:
             f"{folder} has its weights as {pickled[0]} only, which is pickled code. Only safetensors are read: load it "
             "once with transformers where you trust it, and save_pretrained it."
         )
-    raise CheckpointError(f"{folder} has neither {_WEIGHTS} nor {_INDEX}")
+    raise CheckpointError(f"{folder} has neither {_WEIGHTS} nor {_INDEX}; other formats are not read")
+
+
+def _is_inside(name: str) -> bool:
+    """Whether a name in an index is that of a safetensors file in the same folder, or below."""
+    path = PurePosixPath(name)
+    outside = path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name or "\0" in name
+    return path.suffix == ".safetensors" and not outside
 
 
 def _from_pretrained(source: str, dtype: str | torch.dtype, task: str | None, trust_remote_code: bool) -> Any:

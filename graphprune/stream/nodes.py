@@ -115,27 +115,42 @@ class Picked(Node):
     def reshape(self, shape: tuple[int, ...]) -> Node:
         if 0 in shape:
             return super().reshape(shape)
+        if 1 in self.shape or 1 in shape:
+            wide = [d for d, size in enumerate(shape) if size != 1]
+            bare = self._without_ones()
+            goal = tuple(shape[d] for d in wide)
+            inner = bare if bare.shape == goal else bare.reshape(goal)
+            if not isinstance(inner, Picked):
+                return super().reshape(shape)
+            owned = tuple(tuple(wide[d] for d in dims) for dims in inner.owned)
+            return replace(inner, owned=owned, shape=shape)
         owners = {d: s for s, dims in enumerate(self.owned) for d in dims}
-        index, owned = list(self.index), [list(dims) for dims in self.owned]
-        renamed: dict[int, int] = {}
+        index, owned_now = list(self.index), list(self.owned)
         for old, new in divisions(self.shape, shape):
-            mine = [d for d in old if d in owners]
+            source = owners[old[0]]
             if len(old) == len(new) == 1:
-                renamed.update({old[0]: new[0]} if mine else {})
                 continue
-            found = {owners[d] for d in mine}
-            if not mine:
-                continue
-            source = next(iter(found))
-            before = owned[source]
-            if len(found) > 1 or sorted(before) != sorted(mine):
+            if sorted(self.owned[source]) != old:
                 return super().reshape(shape)
             values = _tensor(index[source], self.store.shape[source])
-            values = values.permute([before.index(d) for d in mine])
+            values = values.permute([self.owned[source].index(d) for d in old])
             index[source] = values.reshape([shape[d] for d in new])
-            owned[source] = [-1 - d for d in new]
-        final = tuple(tuple(renamed[d] if d >= 0 else -1 - d for d in dims) for dims in owned)
-        return replace(self, index=tuple(index), owned=final, shape=shape)
+            owned_now[source] = tuple(new)
+        kept = {old[0]: new[0] for old, new in divisions(self.shape, shape) if len(old) == len(new) == 1}
+        for source, dims in enumerate(self.owned):
+            if all(d in kept for d in dims):
+                owned_now[source] = tuple(kept[d] for d in dims)
+        return replace(self, index=tuple(index), owned=tuple(owned_now), shape=shape)
+
+    def _without_ones(self) -> Picked:
+        wide = [d for d, size in enumerate(self.shape) if size != 1]
+        index = list(self.index)
+        for source, dims in enumerate(self.owned):
+            if any(self.shape[d] == 1 for d in dims):
+                values = _tensor(index[source], self.store.shape[source])
+                index[source] = values.reshape([self.shape[d] for d in dims if self.shape[d] != 1])
+        owned = tuple(tuple(wide.index(d) for d in dims if d in wide) for dims in self.owned)
+        return replace(self, index=tuple(index), owned=owned, shape=tuple(self.shape[d] for d in wide))
 
     def value(self) -> torch.Tensor:
         parts = [part.copy() if _shared(part, self) else part for part in self._parts()]

@@ -40,4 +40,4 @@ def differing(one: Path, other: Path) -> list[str]:
 def _content(file: Path) -> object:
     if file.name != "manifest.json":
         return file.read_bytes()
-    return {**json.loads(file.read_text()), "load": "", "base_name": ""}
+    return {**json.loads(file.read_text()), "load": "", "base_name": "", "checksum": ""}

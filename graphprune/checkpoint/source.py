@@ -9,7 +9,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from transformers import AutoTokenizer, PreTrainedModel
 
 from graphprune.checkpoint.config import auto_for, read_config
@@ -17,6 +16,7 @@ from graphprune.checkpoint.load import load
 from graphprune.checkpoint.manifest import MANIFEST
 from graphprune.errors import CheckpointError
 from graphprune.reshape.config import quiet
+from graphprune.stream.files import stored
 
 log = logging.getLogger(__name__)
 
@@ -70,8 +70,7 @@ def check_weights(folder: Path) -> None:
             f"{folder} lacks {len(missing)} of the {len(files)} weight files that {_INDEX} names: "
             f"{', '.join(missing[:5])}{', …' if len(missing) > 5 else ''}. Download them again."
         )
-    for name in files:
-        _check_readable(folder / name)
+    stored(folder / name for name in files)
 
 
 def check_config(folder: Path) -> None:
@@ -81,14 +80,6 @@ def check_config(folder: Path) -> None:
     adapter = (folder / "adapter_config.json").is_file()
     hint = "It is a PEFT adapter; merge it into its base model and save that." if adapter else "Is it a model folder?"
     raise CheckpointError(f"{folder} has no config.json. {hint}")
-
-
-def _check_readable(file: Path) -> None:
-    try:
-        with safe_open(file, framework="pt") as opened:
-            opened.keys()
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file} is no readable safetensors file ({error}). Download it again.") from None
 
 
 def weight_files(folder: Path) -> list[str]:

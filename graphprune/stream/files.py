@@ -55,7 +55,7 @@ class StoredTensor:
             with self.file.open("rb") as opened:
                 opened.seek(self.offset)
                 return np.fromfile(opened, kind, math.prod(self.shape)).reshape(self.shape)
-        return np.memmap(self.file, kind, "r", self.offset, self.shape)
+        return np.asarray(np.memmap(self.file, kind, "r", self.offset, self.shape))
 
 
 def stored(files: Iterable[Path]) -> dict[str, StoredTensor]:

@@ -25,6 +25,7 @@ from graphprune.checkpoint.manifest import FileRecord
 from graphprune.errors import CheckpointError
 from graphprune.stream.files import DTYPES
 from graphprune.stream.nodes import Node, forget
+from graphprune.stream.numbers import Numbers
 from graphprune.stream.tensor import DeferredTensor, node_of
 
 Progress = Callable[[int, int], None]
@@ -147,15 +148,14 @@ def _write_file(file: Path, nodes: Mapping[str, Node], told: Callable[[int], Non
 
 
 class _HashedFile:
-    """A file that is written, and hashed, while the next piece is being computed."""
+    """A file that is hashed by a second thread while it is written."""
 
     def __init__(self, file: Path) -> None:
         self._file = file.open("xb", buffering=0)
         self._digest = hashlib.sha256()
         self._size = 0
-        self._waiting: queue.Queue[np.ndarray[Any, Any] | None] = queue.Queue(2)
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._waiting: queue.Queue[memoryview | None] = queue.Queue(16)
+        self._thread = threading.Thread(target=self._hash, daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -165,28 +165,19 @@ class _HashedFile:
         self._waiting.put(None)
         self._thread.join()
         self._file.close()
-        if self._error is not None:
-            raise self._error
 
-    def write(self, piece: np.ndarray[Any, Any]) -> None:
-        """Takes the bytes of ``piece``, which must not change any more."""
-        if self._error is not None:
-            raise self._error
-        self._waiting.put(piece)
+    def write(self, piece: Numbers) -> None:
+        """Writes the bytes of ``piece``, which must not change any more."""
+        left = np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data
+        self._waiting.put(left)
+        self._size += len(left)
+        while left:
+            left = left[self._file.write(left) :]
 
     def record(self) -> FileRecord:
         """Of what was written."""
         return FileRecord(bytes=self._size, sha256=self._digest.hexdigest())
 
-    def _work(self) -> None:
+    def _hash(self) -> None:
         while (piece := self._waiting.get()) is not None:
-            if self._error is not None:
-                continue  # what is still to come is let go, so that nobody waits
-            try:
-                left = np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data
-                self._digest.update(left)
-                self._size += len(left)
-                while left:
-                    left = left[self._file.write(left) :]
-            except BaseException as error:  # noqa: BLE001 - raised again by whoever writes
-                self._error = error
+            self._digest.update(piece)

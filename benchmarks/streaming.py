@@ -2,17 +2,18 @@
 
     python benchmarks/streaming.py --gigabytes 8.5 --folder /tmp/streaming
 
-Writes a checkpoint of random numbers in several shards (the shape of an 8B Llama, bfloat16), copies and cuts it in turn,
-and removes everything again; three times its size must be free. Every run ends with ``sync``, so that what counts is on
-the disk, and a run of ``apply`` begins with starting Python. ``warm`` runs find the source in the page cache, as far as
-it fits there; ``cold`` ones do not: it is evicted before. Memory is the kernel's count in a process of its own, Python
-and torch included.
+Writes a checkpoint of random numbers in several shards (the shape of an 8B Llama, bfloat16), copies and cuts it in
+turn, and removes everything again; three times its size must be free. Every run ends with ``sync``, so that what counts is on
+the disk, and a run of ``apply`` begins with starting Python. ``warm`` runs find the source in the page cache, as far
+as it fits there; ``cold`` ones do not: it is evicted before. Processor seconds say more on a shared machine. Memory is
+the kernel's count in a process of its own, Python and torch included.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import statistics
 import subprocess
@@ -112,15 +113,17 @@ def read(folder: Path) -> None:
                 pass
 
 
-def timed(command: list[str], target: Path, source: Path, *, cold: bool) -> tuple[float, str]:
-    """Seconds until what a command writes is on the disk, and what it printed."""
+def timed(command: list[str], target: Path, source: Path, *, cold: bool) -> tuple[float, float, str]:
+    """Seconds until what a command writes is on the disk, seconds of processors, and what it printed."""
     shutil.rmtree(target, ignore_errors=True)
     os.sync()
     (evict if cold else read)(source)
-    began = time.perf_counter()
+    began, used = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     os.sync()
-    return time.perf_counter() - began, done.stdout
+    now = resource.getrusage(resource.RUSAGE_CHILDREN)
+    worked = now.ru_utime + now.ru_stime - used.ru_utime - used.ru_stime
+    return time.perf_counter() - began, worked, done.stdout
 
 
 @app.command()
@@ -162,22 +165,24 @@ def main(
         graph = trace(hollow(layers).to(torch.bfloat16))
         size = sum(f.stat().st_size for f in source.iterdir())
         print(f"{size / 1e9:.2f} GB in {len(list(source.glob('*.safetensors')))} shards, {layers} layers", flush=True)
-        print("| what goes | source | cp | apply | apply / cp | before the first byte | anonymous MiB | resident MiB |")
-        print("|---|---|---|---|---|---|---|---|")
+        print(
+            "| what goes | source | cp | apply | apply / cp | processor s | first byte | anonymous MiB | resident MiB |"
+        )
+        print("|---|---|---|---|---|---|---|---|---|")
         for what, units in PLANS.items():
             plan = folder / "plan.json"
             gp.PrunePlan.remove(graph, units(graph)).save(plan)
             for state in (False, True) if cold else (False,):
                 copies, cuts, told = [], [], {}
                 for _ in range(rounds):
-                    copies.append(timed(["cp", "-r", str(source), str(target)], target, source, cold=state)[0])
+                    copies.append(timed(["cp", "-r", str(source), str(target)], target, source, cold=state))
                     command = [sys.executable, __file__, "child", str(source), str(plan), str(target)]
-                    seconds, output = timed(command, target, source, cold=state)
-                    cuts.append(seconds)
-                    told = json.loads(output.splitlines()[-1])
-                copy, cut = statistics.median(copies), statistics.median(cuts)
+                    cuts.append(timed(command, target, source, cold=state))
+                    told = json.loads(cuts[-1][2].splitlines()[-1])
+                copy, cut, copied, worked = (statistics.median(t[i] for t in k) for i in (0, 1) for k in (copies, cuts))
                 print(
                     f"| {what} | {'cold' if state else 'warm'} | {copy:.1f} s | {cut:.1f} s | {cut / copy:.2f} | "
+                    f"{copied:.1f}, {worked:.1f} | "
                     f"{told['planning']:.1f} s | {told['RssAnon']} | {told['VmRSS']} |",
                     flush=True,
                 )

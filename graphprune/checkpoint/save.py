@@ -42,6 +42,7 @@ def save(
     report: SavesItself | None = None,
     merge_lora: bool = True,
     proof: Callable[[Path], object] | None = None,
+    max_shard_size: int | str = "50GB",
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Writes ``model`` as a checkpoint folder: safetensors, config, tokenizer, plan and manifest.
@@ -59,6 +60,7 @@ def save(
         merge_lora: merge the adapters into a copy of the weights; ``model`` itself keeps them. Otherwise the
             unmerged weights are written, and the adapters into the sub-folder ``adapter``.
         proof: called with the complete folder before it takes its name; if it raises, nothing is left.
+        max_shard_size: of a weight file, unless a single tensor is larger; bytes, or a text such as ``5GB``.
         progress: of a model whose weights are still in their files (:func:`graphprune.apply`), told how many bytes of
             how many are written.
 
@@ -83,10 +85,10 @@ def save(
     with written_whole(target) as partial:
         if tier == "graphprune":
             with _base_config(base, history):
-                written = _write_weights(model, partial, merge_lora=merge_lora, progress=progress)
+                written = _write_weights(model, partial, merge_lora=merge_lora, size=max_shard_size, progress=progress)
             _write_base_config(partial, history, base.dtype)
         else:
-            written = _write_weights(model, partial, merge_lora=merge_lora, progress=progress)
+            written = _write_weights(model, partial, merge_lora=merge_lora, size=max_shard_size, progress=progress)
         constants = write_constants(model, history, partial)
         if tokenizer is not None:
             tokenizer.save_pretrained(partial)
@@ -124,7 +126,7 @@ def load_line(model: nn.Module, folder: Path, tier: str, *, adapter: bool = Fals
 
 
 def _write_weights(
-    model: Any, folder: Path, *, merge_lora: bool, progress: Callable[[int, int], None] | None
+    model: Any, folder: Path, *, merge_lora: bool, size: int | str, progress: Callable[[int, int], None] | None
 ) -> dict[str, FileRecord]:
     """Writes them; gives the records of files that were hashed on the way."""
     with quiet():
@@ -132,15 +134,15 @@ def _write_weights(
             if is_deferred(model):
                 from graphprune.stream.write import write_deferred  # which writes records of this package's manifest
 
-                return write_deferred(bare(model), folder, progress=progress)
-            bare(model).save_pretrained(folder)  # type: ignore[operator]
+                return write_deferred(bare(model), folder, max_shard_size=size, progress=progress)
+            bare(model).save_pretrained(folder, max_shard_size=size)  # type: ignore[operator]
             return {}
         # On a copy: merging changes the weights for good, and unmerging rounds.
         twin = copy.deepcopy(model)
         if merge_lora:
-            twin.merge_and_unload().save_pretrained(folder)
+            twin.merge_and_unload().save_pretrained(folder, max_shard_size=size)
         else:
-            twin.unload().save_pretrained(folder)
+            twin.unload().save_pretrained(folder, max_shard_size=size)
             model.save_pretrained(folder / "adapter")
     return {}
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from graphprune.checkpoint.folder import check_output_folder, clear_partial
 from graphprune.checkpoint.save import save
-from graphprune.checkpoint.source import load_model
+from graphprune.checkpoint.source import check_weights, load_model, weight_files
 from graphprune.declare import trace_with
 from graphprune.errors import StreamError
 from graphprune.plan import PrunePlan
@@ -45,6 +45,7 @@ def apply(
     dtype: str | torch.dtype = "auto",
     task: str | None = None,
     trust_remote_code: bool = False,
+    max_shard_size: int | str | None = None,
     progress: Progress | None = None,
 ) -> Applied:
     """Removes from a checkpoint what ``plan`` names, and writes the smaller one, without loading the model.
@@ -61,6 +62,7 @@ def apply(
         dtype: of the weights; as they are stored by default.
         task: what the model is for (:data:`graphprune.tasks.TASKS`); by default its config says so.
         trust_remote_code: run modelling code that comes with the checkpoint.
+        max_shard_size: of a weight file; by default that of the source, where it has several.
         progress: is told how many bytes of how many are written.
 
     Raises:
@@ -72,26 +74,33 @@ def apply(
     wanted = plan if isinstance(plan, PrunePlan) else PrunePlan.load(plan)
     clear_partial(target)
     source = fetched(model, trust_remote_code=trust_remote_code)
+    check_weights(source)
     sides = SideFiles(source)
+    size = _shard_size(source) if max_shard_size is None else max_shard_size
+
+    def cut(whole: PreTrainedModel, hollow: nn.Module) -> Applied:
+        graph = trace_with(hollow, wanted.declared, source="plan")
+        wanted.check(graph)
+        before = whole.num_parameters()
+        small = reshape(whole, wanted, graph)
+        save(small, target, tokenizer=sides, max_shard_size=size, progress=progress)
+        return Applied(target, before, small.num_parameters())
+
     try:
         opened = open_deferred(source, name=str(model), dtype=dtype, task=task, trust_remote_code=trust_remote_code)
         hollow = structure_of(opened)
         if adapter is not None:
             opened = merge_adapter(opened, adapter)
-        return _cut(opened, hollow, wanted, target, sides, progress)
+        return cut(opened, hollow)
     except StreamError as error:
         log.warning("%s is loaded whole, because it cannot be streamed: %s", model, error)
     loaded, _ = load_model(source, dtype=dtype, task=task, trust_remote_code=trust_remote_code)
     if adapter is not None:
         loaded = merge_adapter(loaded, adapter)
-    return _cut(loaded, loaded, wanted, target, sides, progress)
+    return cut(loaded, loaded)
 
 
-def _cut(
-    model: PreTrainedModel, hollow: nn.Module, plan: PrunePlan, folder: Path, sides: SideFiles, told: Progress | None
-) -> Applied:
-    graph = trace_with(hollow, plan.declared, source="plan")
-    plan.check(graph)
-    before = model.num_parameters()
-    save(reshape(model, plan, graph), folder, tokenizer=sides, progress=told)
-    return Applied(folder, before, model.num_parameters())
+def _shard_size(source: Path) -> int | str:
+    """The size of the largest of several weight files; of one alone, transformers' limit."""
+    files = weight_files(source)
+    return max((source / file).stat().st_size for file in files) if len(files) > 1 else "50GB"

@@ -39,14 +39,14 @@ _INDEX = "model.safetensors.index.json"
 
 
 def write_deferred(
-    model: Any, folder: Path, *, shard_bytes: int | None = None, progress: Progress | None = None
+    model: Any, folder: Path, *, max_shard_size: int | str = "50GB", progress: Progress | None = None
 ) -> dict[str, FileRecord]:
     """Writes config, generation config and weights of a model with deferred weights, as ``save_pretrained`` would.
 
     Args:
         model: a bare transformers model.
         folder: exists, and is empty.
-        shard_bytes: no shard is larger, but for a single tensor that is; transformers' limit by default.
+        max_shard_size: of a weight file, unless a single tensor is larger; bytes, or a text such as ``5GB``.
         progress: is told of what is written.
 
     Returns:
@@ -66,8 +66,7 @@ def write_deferred(
             "Make room, or name a folder on another disk."
         )
     hollow = {n: torch.empty(node.shape, dtype=node.dtype, device="meta") for n, node in state.items()}
-    limit = {} if shard_bytes is None else {"max_shard_size": shard_bytes}
-    split = split_torch_state_dict_into_shards(hollow, filename_pattern=_WEIGHTS, **limit)
+    split = split_torch_state_dict_into_shards(hollow, filename_pattern=_WEIGHTS, max_shard_size=max_shard_size)
     done, found = 0, {}
     for file, names in split.filename_to_tensors.items():
 

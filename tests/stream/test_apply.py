@@ -22,7 +22,7 @@ def both_ways(model, tmp_path, *, shards="60KB", layers=False, before=None):
     loaded, _ = load_model(tmp_path / "model")
     plan = thirds(gp.trace(loaded), layers=layers)
     gp.save(gp.reshape(loaded, plan), tmp_path / "loaded")
-    gp.apply(tmp_path / "model", plan, tmp_path / "streamed")
+    gp.apply(tmp_path / "model", plan, tmp_path / "streamed", max_shard_size="50GB")
     return tmp_path / "loaded", tmp_path / "streamed"
 
 
@@ -39,6 +39,18 @@ def test_every_file_is_that_of_the_loaded_model(name, tmp_path):
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_neox", "phi3", "gemma3_text"])
 def test_without_a_layer_and_in_half_precision(name, tmp_path):
     assert differing(*both_ways(tiny(name).to(torch.bfloat16), tmp_path, layers=True)) == []
+
+
+def test_shards_are_as_large_as_those_of_the_source(tmp_path):
+    loaded, streamed = both_ways(tiny("llama"), tmp_path)
+    plan = gp.PrunePlan.load(streamed / "plan.json")
+    gp.apply(tmp_path / "model", plan, tmp_path / "sharded")
+    largest = max(f.stat().st_size for f in (tmp_path / "model").glob("*.safetensors"))
+    shards = sorted((tmp_path / "sharded").glob("*.safetensors"))
+    assert len(shards) > 1
+    assert max(f.stat().st_size for f in shards) <= largest + 2000  # headers do not count
+    gp.save(gp.load(loaded), tmp_path / "also", max_shard_size=largest)
+    assert differing(tmp_path / "also", tmp_path / "sharded") == []
 
 
 def test_experts_stay_single_in_the_file_and_fused_in_memory(tmp_path):

@@ -44,7 +44,7 @@ def test_an_untouched_model_is_written_as_save_pretrained_does(name, tmp_path):
     loaded = type(model).from_pretrained(tmp_path / "model")
     loaded.save_pretrained(tmp_path / "theirs", max_shard_size=60_000)
     (tmp_path / "ours").mkdir()
-    found = write_deferred(open_deferred(tmp_path / "model"), tmp_path / "ours", shard_bytes=60_000)
+    found = write_deferred(open_deferred(tmp_path / "model"), tmp_path / "ours", max_shard_size=60_000)
     assert differing(tmp_path / "theirs", tmp_path / "ours") == []
     assert len(found) > 2
 

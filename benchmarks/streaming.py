@@ -3,10 +3,10 @@
     python benchmarks/streaming.py --gigabytes 8.5 --folder /tmp/streaming
 
 Writes a checkpoint of random numbers in several shards (the shape of an 8B Llama, bfloat16), copies and cuts it in
-turn, and removes everything again; three times its size must be free. Every run ends with ``sync``, so that what counts is on
-the disk, and a run of ``apply`` begins with starting Python. ``warm`` runs find the source in the page cache, as far
-as it fits there; ``cold`` ones do not: it is evicted before. Processor seconds say more on a shared machine. Memory is
-the kernel's count in a process of its own, Python and torch included.
+turn, and removes everything again; three times its size must be free. Every run ends with ``sync``, so that what counts
+is on the disk, and a run of ``apply`` begins with starting Python. ``warm`` runs find the source in the page cache, as
+far as it fits there; ``cold`` ones do not: it is evicted before. Processor seconds say more on a shared machine. Memory
+is the kernel's count in a process of its own, Python and torch included.
 """
 
 from __future__ import annotations

@@ -248,6 +248,10 @@ class Call(Node):
         self.shape = shape
         self.dtype = dtype if dtype is not None else next(a.dtype for a in args if isinstance(a, Node))
         self._function, self._args, self._kwargs, self._result = function, args, kwargs or {}, result
+        self._readers = 0
+        for arg in args:
+            if isinstance(arg, Call):
+                arg._readers += 1
 
     @torch.no_grad()
     def value(self) -> torch.Tensor:
@@ -260,7 +264,7 @@ class Call(Node):
             args = (args[0].clone(), *args[1:])
         found = self._function(*args, **kwargs)
         found = found if self._result is None else found[self._result]
-        return _RECENT.keep(self, found.contiguous())
+        return _RECENT.keep(self, found.contiguous()) if self._readers > 1 else found.contiguous()
 
 
 class Given(Node):

@@ -101,5 +101,6 @@ def test_tensors_that_share_a_result_compute_it_once(pair):
     values = [half.value() for half in halves]
     assert torch.equal(torch.cat(values), pair[0]["a"] * 2)
     assert len(calls) == 1
+    assert len(nodes._RECENT._held) == 1  # nothing else is kept
     nodes.forget()
     assert not nodes._RECENT._held

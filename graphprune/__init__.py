@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from graphprune.score import score
     from graphprune.selection import Selection
     from graphprune.specfile import load_spec
+    from graphprune.stream.apply import apply
     from graphprune.trace import trace
 
 _HOMES = {
@@ -48,6 +49,7 @@ _HOMES = {
     "PruneSpec": "schema",
     "Selection": "selection",
     "compose": "compose",
+    "apply": "stream.apply",
     "declare": "declare",
     "last_checkpoint": "engine.marks",
     "load": "checkpoint",
@@ -76,6 +78,7 @@ __all__ = [
     "PruneSpec",
     "Selection",
     "__version__",
+    "apply",
     "compose",
     "declare",
     "last_checkpoint",

@@ -52,6 +52,10 @@ class CheckpointError(GraphPruneError):
     """A checkpoint folder is missing, damaged, not empty, or not loadable."""
 
 
+class StreamError(CheckpointError):
+    """Something needs the numbers of a weight that a streamed model leaves in its file until it is written."""
+
+
 class DataError(GraphPruneError):
     """Calibration, training or evaluation text is missing, empty or too short."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -49,6 +49,22 @@ def load(
         CheckpointError: if the folder is no such checkpoint, is damaged, or its weights do not fit its plan.
     """
     path = Path(folder).expanduser()
+
+    def read(kind: Any, config: Any) -> tuple[Any, dict[str, Any]]:
+        found: tuple[Any, dict[str, Any]] = kind.from_pretrained(
+            path, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True
+        )
+        return found
+
+    model: Any = load_by(read, path, dtype=dtype, verify=verify)
+    loaded: PreTrainedModel = model if device is None else model.to(device)
+    return loaded
+
+
+def load_by(
+    read: Callable[[Any, Any], tuple[Any, dict[str, Any]]], path: Path, *, dtype: str | torch.dtype, verify: bool
+) -> PreTrainedModel:
+    """:func:`load` with another way to fill a model: ``read(class, config)`` gives it, and transformers' report."""
     manifest = Manifest.read(path)
     if verify:
         manifest.check(path)
@@ -60,9 +76,7 @@ def load(
         if manifest.tier == "hf-remote-code":
             config = _unpruned(config, manifest)
         with quiet():
-            model, info = model_class.from_pretrained(
-                path, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True
-            )
+            model, info = read(model_class, config)
     except (OSError, RuntimeError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be loaded: {error}") from error
     problems = {key: sorted(map(str, found)) for key, found in info.items() if found}
@@ -85,7 +99,7 @@ def load(
         why_not=manifest.why_not_hf,
     )
     remember(model, history)
-    loaded: PreTrainedModel = model if device is None else model.to(device)
+    loaded: PreTrainedModel = model
     return loaded
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import platform
+from collections.abc import Mapping
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 import graphprune
 from graphprune.errors import CheckpointError
@@ -51,6 +52,7 @@ class Manifest(BaseModel):
         why_not_remote: for tier ``graphprune`` the reason why it is not ``hf-remote-code``, where that was wanted.
         libraries: versions of what wrote the folder.
         files: every other file of the folder.
+        checksum: of all of the above, so that an edit does not go unnoticed.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -67,17 +69,30 @@ class Manifest(BaseModel):
     why_not_remote: str = ""
     libraries: dict[str, str]
     files: dict[str, FileRecord]
+    checksum: str = ""
+
+    @field_validator("constants", "steps")
+    @classmethod
+    def _inside(cls, value: Any) -> Any:
+        for name in [value] if isinstance(value, str) else [n for step in value or () for n in (step.plan, step.graph)]:
+            if Path(name).name != name:
+                raise ValueError(f"expected the name of a file in this folder, got '{name}'")
+        return value
 
     def write(self, folder: Path) -> None:
         """Writes ``manifest.json`` into ``folder``."""
-        (folder / MANIFEST).write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        signed = self.model_copy(update={"checksum": self._digest()})
+        (folder / MANIFEST).write_text(signed.model_dump_json(indent=1) + "\n", encoding="utf-8")
+
+    def _digest(self) -> str:
+        return hashlib.sha256(self.model_dump_json(exclude={"checksum"}).encode()).hexdigest()
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
         """The manifest of ``folder``.
 
         Raises:
-            CheckpointError: if there is none, or it is damaged or of a newer format.
+            CheckpointError: if there is none, or it is damaged, edited or of a newer format.
         """
         file = folder / MANIFEST
         if not file.is_file():
@@ -86,12 +101,18 @@ class Manifest(BaseModel):
                 "Load an ordinary checkpoint with transformers' from_pretrained."
             )
         try:
-            return cls.model_validate_json(file.read_text(encoding="utf-8"))
+            found = cls.model_validate_json(file.read_text(encoding="utf-8"))
         except (ValidationError, UnicodeDecodeError) as error:
             raise CheckpointError(
                 f"{file} is damaged, or was written by a newer version of graphprune than {graphprune.__version__}: "
                 f"{error}"
             ) from None
+        if found.checksum and found.checksum != found._digest():
+            raise CheckpointError(
+                f"{file} was edited: its content is not what was written. What it says (the tier, the base config, the "
+                "plans) decides how the weights are read, so nothing was read. Copy it again from where it was written."
+            )
+        return found
 
     def check(self, folder: Path) -> None:
         """Compares every file of ``folder`` with its record.
@@ -114,10 +135,12 @@ class Manifest(BaseModel):
             )
 
 
-def records(folder: Path) -> dict[str, FileRecord]:
-    """Size and hash of every file below ``folder``, but for the manifest itself."""
+def records(folder: Path, known: Mapping[str, FileRecord] | None = None) -> dict[str, FileRecord]:
+    """Size and hash of every file below ``folder``, but for the manifest itself; ``known`` ones are not read again."""
     files = sorted(f for f in folder.rglob("*") if f.is_file() and f != folder / MANIFEST)
-    return {f.relative_to(folder).as_posix(): FileRecord(bytes=f.stat().st_size, sha256=sha256(f)) for f in files}
+    names = {f.relative_to(folder).as_posix(): f for f in files}
+    known = known or {}
+    return {n: known.get(n) or FileRecord(bytes=f.stat().st_size, sha256=sha256(f)) for n, f in names.items()}
 
 
 def sha256(file: Path) -> str:

@@ -5,26 +5,26 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from graphprune.checkpoint.adapters import merged, unmerged, write_adapters
 from graphprune.checkpoint.constants import write_constants
 from graphprune.checkpoint.folder import check_output_folder, written_whole
-from graphprune.checkpoint.manifest import Manifest, StepFiles, library_versions, records
+from graphprune.checkpoint.manifest import FileRecord, Manifest, StepFiles, library_versions, records
 from graphprune.checkpoint.remote import write_remote
 from graphprune.checkpoint.stand_in import stood_in
 from graphprune.checkpoint.tiers import TIERS, Tier, best_tier, load_line
+from graphprune.checkpoint.weights import Weights
 from graphprune.errors import CheckpointError
-from graphprune.names import bare, resolve_owner, resolve_tensor
+from graphprune.names import bare, resolve_tensor
 from graphprune.plan import PrunePlan
 from graphprune.reshape.adapters import peft_model
-from graphprune.reshape.config import described, quiet
+from graphprune.reshape.config import described
 from graphprune.reshape.history import History, config_from, history_of
 
 
@@ -45,6 +45,8 @@ def save(
     merge_lora: bool = True,
     targets: Sequence[str] = TIERS,
     proof: Callable[[Path], object] | None = None,
+    max_shard_size: int | str = "50GB",
+    progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Writes ``model`` as a checkpoint folder: safetensors, config, tokenizer, plan and manifest.
 
@@ -65,6 +67,9 @@ def save(
             unmerged weights are written, and the adapters into the sub-folder ``adapter``.
         targets: the tiers that are acceptable; the first one that the model can have is written.
         proof: called with the complete folder before it takes its name; if it raises, nothing is left.
+        max_shard_size: of a weight file, unless a single tensor is larger; bytes, or a text such as ``5GB``.
+        progress: of a model whose weights are still in their files (:func:`graphprune.apply`), told how many bytes of
+            how many are written.
 
     Returns:
         the folder.
@@ -86,7 +91,8 @@ def save(
         )
     _check_shapes(model, tier)
     with written_whole(target) as partial:
-        constants = _write_model(model, partial, target, tier, history, merge_lora=merge_lora)
+        weights = Weights(model, target, merge_lora, max_shard_size, progress)
+        constants, written = _write_model(weights, partial, tier, history)
         if tokenizer is not None:
             tokenizer.save_pretrained(partial)
         steps = _write_steps(partial, history, plan)
@@ -103,7 +109,7 @@ def save(
             why_not_hf=tier.why_not.get("hf", ""),
             why_not_remote=tier.why_not.get("hf-remote-code", ""),
             libraries=library_versions(),
-            files=records(partial),
+            files=records(partial, written),
         ).write(partial)
         if proof is not None:
             proof(partial)
@@ -122,49 +128,26 @@ def _check_shapes(model: nn.Module, tier: Tier) -> None:
 
 
 def _write_model(
-    model: nn.Module, folder: Path, target: Path, tier: Tier, history: History, *, merge_lora: bool
-) -> str | None:
-    """Writes weights, config, and what else it takes to build the model; the name of the file of cut constants.
+    weights: Weights, folder: Path, tier: Tier, history: History
+) -> tuple[str | None, dict[str, FileRecord]]:
+    """Writes weights, config, and what else it takes to build the model.
 
-    ``folder`` is where to write, ``target`` the name it will take.
+    Returns:
+        the name of the file of cut constants, and the records of files that were hashed on the way.
     """
-    base: Any = bare(model)
+    model, base = weights.model, cast(Any, bare(weights.model))
     if tier.name == "hf":
         with stood_in(base, history, folder):
-            _write_weights(model, folder, target, merge_lora=merge_lora)
-        return None
+            return None, weights.write(folder)
     constants = tier.recipe.constants if tier.recipe is not None else ()
-    with _base_config(base, history), _in_weights(model, constants) if constants else nullcontext():
-        _write_weights(model, folder, target, merge_lora=merge_lora)
+    with _base_config(base, history):
+        written = weights.write(folder, constants)
     if tier.recipe is not None:
-        write_remote(folder, tier.recipe, base.dtype, {name: resolve_tensor(model, name).dtype for name in constants})
-        return None
+        kinds = {name: resolve_tensor(model, name).dtype for name in constants}
+        write_remote(folder, tier.recipe, base.dtype, kinds)
+        return None, written
     _write_base_config(folder, history, base.dtype)
-    return write_constants(model, history, folder)
-
-
-@contextmanager
-def _in_weights(model: nn.Module, constants: Sequence[str]) -> Iterator[None]:
-    """Lets buffers that no stock checkpoint has be written with the weights, each as a tensor of its own."""
-    places = [resolve_owner(model, name) for name in constants]
-    held = [owner._buffers[leaf] for owner, leaf in places]
-    for owner, leaf in places:
-        owner._non_persistent_buffers_set.discard(leaf)
-        owner._buffers[leaf] = owner.get_buffer(leaf).clone()
-    try:
-        yield
-    finally:
-        for (owner, leaf), tensor in zip(places, held, strict=True):
-            owner._non_persistent_buffers_set.add(leaf)
-            owner._buffers[leaf] = tensor
-
-
-def _write_weights(model: nn.Module, folder: Path, target: Path, *, merge_lora: bool) -> None:
-    with quiet():
-        base: Any = merged(model) if merge_lora else unmerged(model)
-        base.save_pretrained(folder)
-        if base is not bare(model) and not merge_lora:
-            write_adapters(model, base, folder, str(target))
+    return write_constants(model, history, folder), written
 
 
 @contextmanager

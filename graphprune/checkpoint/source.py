@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import os
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedModel
 
 from graphprune.checkpoint.config import auto_for, read_config
@@ -17,6 +17,7 @@ from graphprune.checkpoint.load import load
 from graphprune.checkpoint.manifest import MANIFEST
 from graphprune.errors import CheckpointError
 from graphprune.reshape.config import quiet
+from graphprune.stream.files import stored
 
 log = logging.getLogger(__name__)
 
@@ -82,15 +83,14 @@ def load_adapter(model: PreTrainedModel, folder: str | os.PathLike[str]) -> Any:
 def check_weights(folder: Path) -> None:
     """Raises :class:`CheckpointError` unless ``folder`` has a config and complete, readable safetensors files."""
     check_config(folder)
-    files = _weight_files(folder)
+    files = weight_files(folder)
     missing = [name for name in files if not (folder / name).is_file()]
     if missing:
         raise CheckpointError(
             f"{folder} lacks {len(missing)} of the {len(files)} weight files that {_INDEX} names: "
             f"{', '.join(missing[:5])}{', …' if len(missing) > 5 else ''}. Download them again."
         )
-    for name in files:
-        _check_readable(folder / name)
+    stored(folder / name for name in files)
 
 
 def check_config(folder: Path) -> None:
@@ -102,21 +102,23 @@ def check_config(folder: Path) -> None:
     raise CheckpointError(f"{folder} has no config.json. {hint}")
 
 
-def _check_readable(file: Path) -> None:
-    try:
-        with safe_open(file, framework="pt") as opened:
-            opened.keys()
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file} is no readable safetensors file ({error}). Download it again.") from None
-
-
-def _weight_files(folder: Path) -> list[str]:
-    if (folder / _INDEX).is_file():
+def weight_files(folder: Path) -> list[str]:
+    """The names of the safetensors files that a checkpoint folder consists of; errors as :func:`check_weights`."""
+    index = folder / _INDEX
+    if index.is_file():
         try:
-            named = json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"].values()
-        except (ValueError, KeyError, AttributeError) as error:
-            raise CheckpointError(f"{folder / _INDEX} is no index of weight files ({error!r})") from None
-        return sorted(set(named))
+            named = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+            names = sorted(set(named))
+            odd = [name for name in names if not _is_inside(name)]
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+            raise CheckpointError(f"{index} is no index of weight files ({error!r})") from None
+        if odd or not names:
+            got = f"'{odd[0]}'" if odd else "none"
+            raise CheckpointError(
+                f"{index}: expected names of safetensors files inside of the folder, got {got}. Nothing was read; "
+                "download the checkpoint again from where you trust it."
+            )
+        return names
     if (folder / _WEIGHTS).is_file():
         return [_WEIGHTS]
     pickled = sorted(f.name for pattern in ("*.bin", "*.pt", "*.pth") for f in folder.glob(pattern))
@@ -125,7 +127,14 @@ def _weight_files(folder: Path) -> list[str]:
             f"{folder} has its weights as {pickled[0]} only, which is pickled code. Only safetensors are read: load it "
             "once with transformers where you trust it, and save_pretrained it."
         )
-    raise CheckpointError(f"{folder} has neither {_WEIGHTS} nor {_INDEX}")
+    raise CheckpointError(f"{folder} has neither {_WEIGHTS} nor {_INDEX}; other formats are not read")
+
+
+def _is_inside(name: str) -> bool:
+    """Whether a name in an index is that of a safetensors file in the same folder, or below."""
+    path = PurePosixPath(name)
+    outside = path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name or "\0" in name
+    return path.suffix == ".safetensors" and not outside
 
 
 def _from_pretrained(source: str, dtype: str | torch.dtype, task: str | None, trust_remote_code: bool) -> Any:
@@ -145,11 +154,11 @@ def _from_pretrained(source: str, dtype: str | torch.dtype, task: str | None, tr
         raise
     except Exception as error:  # a config can make transformers raise anything, its own classes included
         raise CheckpointError(f"'{source}' cannot be loaded: {error}") from error
-    _check_complete(source, model, info)
+    check_complete(source, model, info)
     return model
 
 
-def _check_complete(source: str, model: Any, info: dict[str, Any]) -> None:
+def check_complete(source: str, model: Any, info: dict[str, Any]) -> None:
     """Refuses a model of which transformers would have made up a part: it gives random weights to what it lacks."""
     other = sorted(info.get("mismatched_keys") or ())
     if other:

@@ -1,13 +1,16 @@
-"""``graphprune apply``: a plan made earlier, applied to a checkpoint."""
+"""``graphprune apply``: a plan made earlier, applied to a checkpoint on the way from one folder to another."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from graphprune.cli.console import out, working
+from graphprune.cli.console import errors, out
 from graphprune.cli.options import DType, Model, Out, Precision, Task, Trust
 
 
@@ -15,27 +18,46 @@ def command(
     model: Model,
     plan: Annotated[Path, typer.Argument(metavar="PLAN", help="A plan.json, as prune writes it.")],
     folder: Out,
+    adapter: Annotated[
+        Path | None, typer.Option("--adapter", help="The folder of a PEFT LoRA adapter to merge before cutting.")
+    ] = None,
     dtype: Precision = DType.AUTO,
     task: Task = None,
     trust_remote_code: Trust = False,
 ) -> None:
-    """Remove from MODEL exactly what PLAN names and write the smaller model to a new folder."""
-    from graphprune.checkpoint import check_output_folder, load_model, prove_folder, save
+    """Remove from MODEL exactly what PLAN names and write the smaller model to a new folder, without loading it."""
     from graphprune.cli.models import told
-    from graphprune.declare import trace_with
     from graphprune.plan import PrunePlan
-    from graphprune.reshape import reshape
+    from graphprune.stream.apply import apply
 
     wanted = PrunePlan.load(plan)
-    check_output_folder(folder)
-    with working(f"loading {model}"):
-        loaded, tokenizer = load_model(model, dtype=dtype.value, task=task, trust_remote_code=trust_remote_code)
-    graph = trace_with(loaded, wanted.declared, source=str(plan))
-    wanted.check(graph)
-    before = loaded.num_parameters()
-    with working(f"writing {folder}"):
-        small = reshape(loaded, wanted, graph)
-        save(small, folder, tokenizer=tokenizer, proof=lambda written: prove_folder(small, written))
-    out().print(f"{wanted}: {before:,} -> {loaded.num_parameters():,} parameters")
+    with _bar(f"writing {folder}") as progress:
+        done = apply(
+            model,
+            wanted,
+            folder,
+            adapter=adapter,
+            dtype=dtype.value,
+            task=task,
+            trust_remote_code=trust_remote_code,
+            progress=progress,
+        )
+    out().print(f"{wanted}: {done.before:,} -> {done.after:,} parameters")
     for line in told(folder):
         out().print(line)
+
+
+@contextmanager
+def _bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on standard error, once there is progress; a single line where that is no terminal."""
+    console = errors()
+    columns = (TextColumn(what), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("", total=None)
+
+        def told(done: int, total: int) -> None:
+            if not console.is_terminal and not progress.tasks[bar].total:
+                console.print(what)
+            progress.update(bar, completed=done, total=total)
+
+        yield told

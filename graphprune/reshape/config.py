@@ -24,6 +24,7 @@ from graphprune.reshape.search import Search, quiet, searches, solutions, target
 from graphprune.reshape.stacks import unpin
 from graphprune.reshape.view import take_views
 from graphprune.sample import output_of, sample_inputs
+from graphprune.stream.tensor import is_deferred
 from graphprune.trace.integers import configs_of
 
 __all__ = ["StockConfig", "adopt", "described", "find_stock_config", "impossible", "quiet", "settle_config"]
@@ -94,6 +95,8 @@ def _find(model: nn.Module, history: History, search: Search) -> StockConfig:
             objection = _differs(model, search, changes, target, epsilons)
         else:
             objection = search.misread(changes, history.steps[-1])
+            if not objection and not epsilons.kept and is_deferred(model):  # only logits could tell whether it matters
+                objection = "a config gives the same shapes, but not the pruned norms an epsilon of their own"
         if not objection:
             return StockConfig(search.config(changes), changes, epsilons.built, exact=epsilons.kept)
         objections.append(objection)

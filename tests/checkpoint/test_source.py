@@ -92,3 +92,47 @@ def test_weights_that_nobody_uses_are_told(folder, caplog):
     model, _ = load_model(folder)
     assert model.config.num_hidden_layers == 2
     assert "tensors that a LlamaForCausalLM does not use: model.layers.2." in caplog.text
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../../elsewhere.safetensors",
+        "/etc/passwd",
+        "sub/../../x.safetensors",
+        "..\\x.safetensors",
+        "weights.bin",
+        7,
+        None,
+    ],
+)
+def test_an_index_that_leaves_the_folder_or_names_pickles_is_refused_unread(folder, name):
+    index = folder / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    content["weight_map"]["model.norm.weight"] = name
+    index.write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=r"index\.json.*(Nothing was read|no index of weight files)"):
+        load_model(folder)
+
+
+def test_an_index_that_names_a_folder_below_is_read(folder):
+    shard = min(folder.glob("*.safetensors"))
+    (folder / "below").mkdir()
+    shard.rename(folder / "below" / shard.name)
+    index = folder / "model.safetensors.index.json"
+    index.write_text(index.read_text().replace(f'"{shard.name}"', f'"below/{shard.name}"'))
+    assert load_model(folder)[0].num_parameters() == tiny("llama").num_parameters()
+
+
+def test_an_empty_index_is_refused(folder):
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {}}))
+    with pytest.raises(CheckpointError, match="names of safetensors files inside of the folder, got none"):
+        load_model(folder)
+
+
+def test_a_shard_that_is_a_link_is_read(folder, tmp_path):
+    """The Hub's cache is made of links, and so are folders of people with several disks."""
+    shard = min(folder.glob("*.safetensors"))
+    shard.rename(tmp_path / "blob")
+    shard.symlink_to(tmp_path / "blob")
+    assert load_model(folder)[0].num_parameters() == tiny("llama").num_parameters()

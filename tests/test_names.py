@@ -7,6 +7,7 @@ from torch import nn
 
 from graphprune.errors import ReshapeError
 from graphprune.names import bare, plain, resolve_module, resolve_owner, resolve_parameter, resolve_tensor
+from tests.decoders import tiny
 
 
 class Mlp(nn.Module):
@@ -70,6 +71,14 @@ def test_of_a_layer_trained_as_a_copy_the_copy_in_use_is_taken(net):
     found = resolve_parameter(model, "model.1.down.weight")
     assert found.requires_grad
     assert found is net.model[1].down.modules_to_save["default"].weight
+
+
+def test_an_embedding_with_trained_tokens_is_the_embedding():
+    model = tiny("llama")
+    weight = model.model.embed_tokens.weight
+    config = peft.LoraConfig(r=2, target_modules=["q_proj"], trainable_token_indices=[1, 5])
+    wrapped = peft.get_peft_model(model, config)
+    assert resolve_parameter(wrapped, "model.embed_tokens.weight") is weight
 
 
 def test_adapters_injected_without_an_outer_wrapper(net):

@@ -53,7 +53,7 @@ def test_saved_and_loaded_copies_are_proved_with_their_tier():
     proof = gp.prove(tiny("gpt_neox"), generate=True, reload=True)
     assert proof.ok, proof.problems
     assert row_of(proof, "mlp.channel").tier == "hf" and row_of(proof, "mlp.channel").reloads
-    assert row_of(proof, "attention.group").tier == "graphprune" and row_of(proof, "attention.group").reloads
+    assert row_of(proof, "attention.group").tier == "hf-remote-code" and row_of(proof, "attention.group").reloads
 
 
 def test_copies_of_single_roles_are_saved_and_loaded():
@@ -64,7 +64,7 @@ def test_copies_of_single_roles_are_saved_and_loaded():
 
 def test_a_folder_that_is_no_stock_checkpoint_says_why():
     row = row_of(gp.prove(tiny("gpt_neox"), roles="attention.group", reload=True), "attention.group")
-    assert row.tier == "graphprune" and any(note.startswith("not a stock checkpoint: ") for note in row.notes)
+    assert row.tier == "hf-remote-code" and any(note.startswith("not a stock checkpoint: ") for note in row.notes)
 
 
 def test_the_slice_of_another_unit_is_found_by_both_oracles():

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from graphprune.testing.stock_results import StockResult, StockRow
+from graphprune.testing.zoo import architectures
 
 TOGETHER = "all"
 """The kind of rows about all kinds at once."""
@@ -22,6 +23,8 @@ and logits are the same.
 * **stand-in**: written as a model of another class that computes the same (`specs/siblings.yaml`).
 * **refused**: no config of the class describes such a model. It loads with `trust_remote_code=True` or `gp.load`
   ([tiers](checkpoints.md#tiers)). The reasons are below.
+* **fails**: a config of the right structure was found when planning, but with the weights it gives other logits. That
+  is noticed before anything is written, and the model is not written as a stock checkpoint.
 """
 
 REPRODUCE = """## How to reproduce
@@ -55,8 +58,9 @@ def verdict(row: StockRow) -> str:
 def _summary(results: Sequence[StockResult]) -> str:
     verdicts = ("as asked", "rounded", "stand-in", "refused", "fails")
     plain, variants = [r for r in results if "@" not in r.case], [r for r in results if "@" in r.case]
-    asked = f"{len(plain)} architectures" + (f" and {len(variants)} variants" if variants else "")
-    lines = ["## In numbers", "", f"{asked} were asked; a row counts all that have the kind.", ""]
+    asked = f"{len(plain)} of {len(architectures())} architectures"
+    asked += f", {len(variants)} variants" if variants else ""
+    lines = ["## In numbers", "", f"Asked: {asked}; a row counts all that have the kind.", ""]
     lines += [f"| pruned | load | of | {' | '.join(verdicts)} |", f"|---|---|---|{'---|' * len(verdicts)}"]
     kinds = dict.fromkeys(row.kind for r in results for row in r.rows if row.kind != TOGETHER)
     for kind in (*kinds, TOGETHER):

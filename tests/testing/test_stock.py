@@ -38,7 +38,7 @@ def test_reasons_are_told_once_for_all_places():
     told = general(
         "attention.group: 6 of 8 units asked for, it takes no other size; a constant of 'h.0/attention.group'"
     )
-    assert told == "a part of a group `attention.group`"
+    assert told == "a constant of a group `attention.group`"
 
 
 def test_the_command_writes_results_and_the_page(monkeypatch, tmp_path, capsys):

@@ -14,7 +14,8 @@ from gpu_models import DTYPES, build, config_of, spec_of, traced
 
 import graphprune as gp
 from graphprune.engine.adapters import attach
-from graphprune.engine.callback import PruneCallback, _unscale
+from graphprune.engine.callback import PruneCallback
+from graphprune.engine.gradients import Gradients
 from graphprune.engine.data import load_blocks
 from graphprune.engine.training import train
 from graphprune.observe import Observer
@@ -96,7 +97,7 @@ def scaler(size: str, device: torch.device, criterion: Any) -> str:
                 loss = wrapped(input_ids=ids, labels=ids, use_cache=False).loss
             grads.scale(loss).backward()
             if scale is not None:
-                carried = _unscale(SimpleNamespace(scaler=grads, optimizer=optimizer))
+                carried = Gradients(SimpleNamespace(scaler=grads, optimizer=optimizer)).loss_scale
                 _require(carried == scale, f"the scaler was taken for one of {carried}, it has {scale}")
                 seen.loss_scale = scale
             _require(seen.nonfinite() is None, f"{seen.nonfinite()} is not finite")

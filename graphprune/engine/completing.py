@@ -10,7 +10,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from graphprune import processes
-from graphprune.engine.finite import check_gradients
+from graphprune.engine.finite import check_gradients, nonfinite_gradients
 from graphprune.engine.marks import mark
 from graphprune.errors import CheckpointError
 from graphprune.graph import Group
@@ -33,7 +33,7 @@ class CompletingCallback(TrainerCallback):
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        check_gradients(kwargs["model"], self._groups, state.global_step + 1)
+        check_gradients(nonfinite_gradients(kwargs["model"]), self._groups, state.global_step + 1)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         folder = Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"

@@ -15,8 +15,8 @@ from gpu_models import DTYPES, build, config_of, spec_of, traced
 import graphprune as gp
 from graphprune.engine.adapters import attach
 from graphprune.engine.callback import PruneCallback
-from graphprune.engine.gradients import Gradients
 from graphprune.engine.data import load_blocks
+from graphprune.engine.gradients import Gradients
 from graphprune.engine.training import train
 from graphprune.observe import Observer
 from graphprune.packed import packed_in

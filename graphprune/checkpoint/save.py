@@ -90,6 +90,7 @@ def save(
             "graphprune.reshape, so no loader could rebuild it. Prune it with graphprune.reshape."
         )
     _check_shapes(model, tier)
+    written_as = history.stand_in if tier.name == "hf" and history.stand_in is not None else history
     with written_whole(target) as partial:
         weights = Weights(model, target, merge_lora, max_shard_size, progress)
         constants, written = _write_model(weights, partial, tier, history)
@@ -101,9 +102,9 @@ def save(
         Manifest(
             tier=tier.name,
             load=load_line(base, target, tier, adapter=peft_model(model) is not None and not merge_lora),
-            architecture=(history.stand_in or history).architecture,
+            architecture=written_as.architecture,
             base_name=history.base_name,
-            base_config=(history.stand_in or history).base_config,
+            base_config=written_as.base_config,
             steps=steps,
             constants=constants,
             why_not_hf=tier.why_not.get("hf", ""),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from transformers import PreTrainedModel
 from graphprune.checkpoint.folder import check_output_folder, clear_partial
 from graphprune.checkpoint.save import save
 from graphprune.checkpoint.source import check_weights, load_model, weight_files
+from graphprune.checkpoint.tiers import TIERS
 from graphprune.declare import trace_with
 from graphprune.errors import StreamError
 from graphprune.plan import PrunePlan
@@ -45,6 +47,7 @@ def apply(
     dtype: str | torch.dtype = "auto",
     task: str | None = None,
     trust_remote_code: bool = False,
+    targets: Sequence[str] = TIERS,
     max_shard_size: int | str | None = None,
     progress: Progress | None = None,
 ) -> Applied:
@@ -62,13 +65,14 @@ def apply(
         dtype: of the weights; as they are stored by default.
         task: what the model is for (:data:`graphprune.tasks.TASKS`); by default its config says so.
         trust_remote_code: run modelling code that comes with the checkpoint.
+        targets: the tiers that are acceptable; the first one that the result can have is written.
         max_shard_size: of a weight file; by default that of the source, where it has several.
         progress: is told how many bytes of how many are written.
 
     Raises:
         PlanError: if the plan was made for another model.
         CheckpointError: if the checkpoint or the adapter is damaged, pickled, or does not fit; if the folder is not
-            empty, or there is no room. Nothing is left of the folder then.
+            empty, or there is no room; if the result can have none of ``targets``. Nothing is left of the folder then.
     """
     target = check_output_folder(folder)
     wanted = plan if isinstance(plan, PrunePlan) else PrunePlan.load(plan)
@@ -83,7 +87,7 @@ def apply(
         wanted.check(graph)
         before = whole.num_parameters()
         small = reshape(whole, wanted, graph)
-        save(small, target, tokenizer=sides, max_shard_size=size, progress=progress)
+        save(small, target, tokenizer=sides, targets=targets, max_shard_size=size, progress=progress)
         return Applied(target, before, small.num_parameters())
 
     try:

@@ -47,7 +47,7 @@ def open_deferred(
     weights = deferred_weights(folder / file for file in weight_files(folder))
 
     def read(model_class: Any, config: Any, **options: Any) -> Any:
-        found = model_class.from_pretrained(
+        found = _plain(model_class, config).from_pretrained(
             None, config=config, state_dict=weights, dtype=dtype, output_loading_info=True, **options
         )
         _be_called(found[0], name)
@@ -62,8 +62,7 @@ def open_deferred(
             if getattr(config, "quantization_config", None) is not None:
                 raise StreamError(f"the weights in '{name}' are quantised")
             auto = auto_for(str(folder), config, task, trust_remote_code=trust_remote_code)
-            with torch.device("meta"):
-                kind = type(auto.from_config(config, trust_remote_code=trust_remote_code))
+            kind = _plain(auto, config, trust_remote_code=trust_remote_code)
             model, info = read(kind, config, ignore_mismatched_sizes=True)  # told below, by name and size
     except CheckpointError:
         raise
@@ -77,6 +76,14 @@ def open_deferred(
 def structure_of(model: nn.Module) -> nn.Module:
     """A copy of a model with deferred weights that has none at all: for tracing."""
     return hollow_twin(model, copy.deepcopy)
+
+
+def _plain(kind: Any, config: Any, **options: Any) -> Any:
+    """The class that an auto class builds; only plain classes load what has no place of its own."""
+    if isinstance(kind, type) and issubclass(kind, PreTrainedModel):
+        return kind
+    with torch.device("meta"):
+        return type(kind.from_config(config, **options))
 
 
 def _be_called(model: Any, name: str) -> None:

@@ -83,14 +83,24 @@ def test_a_dtype_can_be_asked_for(tmp_path):
     assert differing(tmp_path / "loaded", tmp_path / "streamed") == []
 
 
-def test_what_graphprune_wrote_is_cut_again(tmp_path):
-    first, streamed = both_ways(tiny("llama"), tmp_path)
-    assert json.loads((first / "manifest.json").read_text())["tier"] == "graphprune"
+@pytest.mark.parametrize(
+    ("name", "tier"),
+    [("llama", "hf"), ("gpt_neox", "hf-remote-code"), ("bloom", "hf-remote-code"), ("llama", "graphprune")],
+)
+def test_what_graphprune_wrote_is_cut_again(name, tier, tmp_path):
+    tiny(name).save_pretrained(tmp_path / "model")
+    loaded, _ = load_model(tmp_path / "model")
+    plan = thirds(gp.trace(loaded))
+    first = gp.save(gp.reshape(loaded, plan), tmp_path / "loaded", targets=[tier])
+    gp.apply(tmp_path / "model", plan, tmp_path / "streamed", targets=[tier])
+    assert json.loads((first / "manifest.json").read_text())["tier"] == tier
+    assert differing(first, tmp_path / "streamed") == []
+
     loaded = gp.load(first)
     graph = gp.trace(loaded)
     plan = gp.PrunePlan.remove(graph, {graph.select(role="mlp.channel").names[0]: [0, 3]})
     gp.save(gp.reshape(loaded, plan, graph), tmp_path / "loaded-again")
-    gp.apply(streamed, plan, tmp_path / "streamed-again")
+    gp.apply(first, plan, tmp_path / "streamed-again")
     assert differing(tmp_path / "loaded-again", tmp_path / "streamed-again") == []
 
 

@@ -21,6 +21,10 @@ def command(
     adapter: Annotated[
         Path | None, typer.Option("--adapter", help="The folder of a PEFT LoRA adapter to merge before cutting.")
     ] = None,
+    prove: Annotated[
+        bool,
+        typer.Option("--prove", help="Load MODEL, cut it in memory, and compare what a fresh process loads with it."),
+    ] = False,
     dtype: Precision = DType.AUTO,
     task: Task = None,
     trust_remote_code: Trust = False,
@@ -40,9 +44,12 @@ def command(
             dtype=dtype.value,
             task=task,
             trust_remote_code=trust_remote_code,
+            prove=prove,
             progress=progress,
         )
     out().print(f"{wanted}: {done.before:,} -> {done.after:,} parameters")
+    if prove:
+        out().print("a fresh process loads the folder; logits and greedy tokens are those of the model cut in memory")
     for line in told(folder):
         out().print(line)
 

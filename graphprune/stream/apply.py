@@ -16,6 +16,7 @@ from graphprune.checkpoint.folder import check_output_folder, clear_partial
 from graphprune.checkpoint.save import save
 from graphprune.checkpoint.source import check_weights, load_model, weight_files
 from graphprune.checkpoint.tiers import TIERS
+from graphprune.checkpoint.verify import prove_folder
 from graphprune.declare import trace_with
 from graphprune.errors import StreamError
 from graphprune.plan import PrunePlan
@@ -24,6 +25,7 @@ from graphprune.stream.adapter import merge_adapter
 from graphprune.stream.copies import SideFiles
 from graphprune.stream.fetch import fetched
 from graphprune.stream.opening import open_deferred, structure_of
+from graphprune.stream.tensor import is_deferred
 from graphprune.stream.write import Progress
 
 log = logging.getLogger(__name__)
@@ -49,6 +51,7 @@ def apply(
     trust_remote_code: bool = False,
     targets: Sequence[str] = TIERS,
     max_shard_size: int | str | None = None,
+    prove: bool = False,
     progress: Progress | None = None,
 ) -> Applied:
     """Removes from a checkpoint what ``plan`` names, and writes the smaller one, without loading the model.
@@ -67,6 +70,8 @@ def apply(
         trust_remote_code: run modelling code that comes with the checkpoint.
         targets: the tiers that are acceptable; the first one that the result can have is written.
         max_shard_size: of a weight file; by default that of the source, where it has several.
+        prove: before the folder takes its name, load the original, cut it in memory, and compare logits and a few
+            greedy tokens with what a fresh process makes of the folder. Needs memory for both.
         progress: is told how many bytes of how many are written.
 
     Raises:
@@ -82,12 +87,21 @@ def apply(
     sides = SideFiles(source)
     size = _shard_size(source) if max_shard_size is None else max_shard_size
 
+    def load_whole() -> PreTrainedModel:
+        loaded, _ = load_model(source, dtype=dtype, task=task, trust_remote_code=trust_remote_code)
+        return loaded if adapter is None else merge_adapter(loaded, adapter)
+
     def cut(whole: PreTrainedModel, hollow: nn.Module) -> Applied:
         graph = trace_with(hollow, wanted.declared, source="plan")
         wanted.check(graph)
         before = whole.num_parameters()
         small = reshape(whole, wanted, graph)
-        save(small, target, tokenizer=sides, targets=targets, max_shard_size=size, progress=progress)
+
+        def compare(written: Path) -> None:
+            prove_folder(reshape(load_whole(), wanted, graph) if is_deferred(small) else small, written)
+
+        proof = compare if prove else None
+        save(small, target, tokenizer=sides, targets=targets, max_shard_size=size, progress=progress, proof=proof)
         return Applied(target, before, small.num_parameters())
 
     try:
@@ -98,9 +112,7 @@ def apply(
         return cut(opened, hollow)
     except StreamError as error:
         log.warning("%s is loaded whole, because it cannot be streamed: %s", model, error)
-    loaded, _ = load_model(source, dtype=dtype, task=task, trust_remote_code=trust_remote_code)
-    if adapter is not None:
-        loaded = merge_adapter(loaded, adapter)
+    loaded = load_whole()
     return cut(loaded, loaded)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from graphprune.checkpoint.manifest import Manifest
 #: How a folder of each tier is loaded. What a tier needs is in its row alone.
 LOADERS: dict[str, Callable[..., Any]] = {
     "hf": AutoModelForCausalLM.from_pretrained,
+    "hf-remote-code": partial(AutoModelForCausalLM.from_pretrained, trust_remote_code=True),
     "graphprune": gp.load,
 }
 
@@ -30,7 +32,7 @@ def write(folder: Path, tier: str) -> Path:
     layers = ":" if tier == "hf" else "1:"
     units = {g.name: range(0, g.size, 2) for g in graph.select(role="mlp.channel", layers=layers)}
     gp.reshape(model, gp.PrunePlan.remove(graph, units), graph)
-    gp.save(model, folder, tokenizer=AutoTokenizer.from_pretrained(demo.model_path()))
+    gp.save(model, folder, tokenizer=AutoTokenizer.from_pretrained(demo.model_path()), targets=[tier])
     assert Manifest.read(folder).tier == tier
     return folder
 

@@ -192,3 +192,16 @@ def test_an_adapter_is_merged_on_the_way(tmp_path):
     gp.save(gp.reshape(merged, plan), tmp_path / "loaded")
     gp.apply(tmp_path / "model", plan, tmp_path / "streamed", adapter=tmp_path / "adapter")
     assert differing(tmp_path / "loaded", tmp_path / "streamed") == []
+
+
+def test_the_folder_can_be_proved_against_the_model_in_memory(tmp_path, monkeypatch):
+    tiny("llama").save_pretrained(tmp_path / "model")
+    plan = thirds(gp.trace(tiny("llama")))
+    gp.apply(tmp_path / "model", plan, tmp_path / "small", prove=True)
+
+    original = tiny("llama")
+    original.lm_head.weight.data.mul_(2.0)
+    monkeypatch.setattr("graphprune.stream.apply.load_model", lambda *a, **k: (original, None))
+    with pytest.raises(CheckpointError, match="gives other logits in a fresh process"):
+        gp.apply(tmp_path / "model", plan, tmp_path / "wrong", prove=True)
+    assert not (tmp_path / "wrong").exists()

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import graphprune as gp
+from graphprune.engine import moments
 from graphprune.engine.adapters import attach, merge
 from graphprune.engine.compact import Compactor
 from graphprune.engine.finite import check_gradients, nonfinite_gradients
@@ -18,7 +19,7 @@ from graphprune.observe import Observer
 from graphprune.score import score_groups
 from graphprune.validate import resolve_targets
 from tests.decoders import tiny
-from tests.elsewhere import OTHER, PLACE, accelerator, spread
+from tests.elsewhere import OTHER, PLACE, Elsewhere, accelerator, spread
 
 CRITERIA: dict[str, Any] = {
     "lora": "lora",
@@ -109,7 +110,7 @@ def test_a_masked_model_answers_as_the_smaller_one_which_stays_where_it_was(plac
 
 
 @pytest.mark.parametrize("criterion", ["lora", *(pytest.param(n, marks=pytest.mark.slow) for n in ("taylor", "gate"))])
-def test_a_step_of_a_joint_run(placed, criterion):
+def test_a_step_of_a_joint_run(placed, criterion, monkeypatch):
     """Scored, pruned by a mask, trained, cut with the optimizer's state, trained, merged."""
     there, here, graph = placed
     if hasattr(here.config, "num_local_experts"):
@@ -131,6 +132,7 @@ def test_a_step_of_a_joint_run(placed, criterion):
         masks.set(name, units)
     with masks, torch.no_grad():
         expected = wrapped(input_ids=IDS.to(PLACE)).logits.cpu()
+    monkeypatch.setattr(moments, "_PLAIN", (*moments._PLAIN, Elsewhere))
     Compactor(wrapped, graph, optimizer).cut(plan)
     with torch.no_grad():
         torch.testing.assert_close(wrapped(input_ids=IDS.to(PLACE)).logits.cpu(), expected, rtol=1e-4, atol=1e-5)

@@ -22,6 +22,8 @@ State = Mapping[str, Any]
 
 #: Codes of bitsandbytes' optimizers that share a scale.
 _BLOCK = 256
+#: Subclasses keep their numbers in ways of their own.
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
 _CODES = re.compile(r"state(\d)")
 
 
@@ -60,7 +62,7 @@ def _form(name: str, state: State, shape: tuple[int, ...]) -> str:
     value = state[name]
     if not isinstance(value, torch.Tensor):
         return "whole" if value is None or isinstance(value, (bool, int, float, str)) else "strange"
-    if type(value) not in (torch.Tensor, torch.nn.Parameter) or getattr(value, "is_paged", False):
+    if type(value) not in _PLAIN or getattr(value, "is_paged", False):
         return "strange"
     if _is_rows(name, state, shape):
         return "rows"

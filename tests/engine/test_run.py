@@ -160,18 +160,24 @@ STOCK = "transformers.AutoModelForCausalLM.from_pretrained"
 
 
 @pytest.mark.parametrize(
-    ("targets", "tier", "line"),
+    ("targets", "tier", "line", "said"),
     [
-        (["hf", "hf-remote-code"], "hf-remote-code", STOCK + "({}, trust_remote_code=True)"),
-        (["hf"], "graphprune", "graphprune.load({})"),  # rather than losing the run
+        (
+            ["hf", "hf-remote-code"],
+            "hf-remote-code",
+            STOCK + "({}, trust_remote_code=True)",
+            "not of tier hf: layers differ",
+        ),
+        (["hf"], "hf", STOCK + "({})", "16 of 24 kept in each of 3 groups: a stock config has one size"),
+        (["graphprune"], "graphprune", "graphprune.load({})", "a fresh process loads the folder"),
     ],
 )
-def test_layers_of_different_sizes_have_the_next_tier(targets, tier, line, llama, tokens, tmp_path):
+def test_uneven_requests_go_to_the_next_tier_or_are_made_even(targets, tier, line, said, llama, tokens, tmp_path):
     spec = make_spec("none", [{"role": "mlp.channel", "ratio": 0.5, "layers": "1:"}], export={"targets": targets})
     result = prune(llama, spec, train_data=tokens, output=tmp_path / "small", progress=False)
     assert result.report.tier == tier
     assert result.report.load == f"model = {line.format(repr(str(tmp_path / 'small')))}"
-    assert any(note.startswith("not of tier hf: layers differ") for note in result.report.notes)
+    assert any(said in note for note in result.report.notes)
     with torch.no_grad():
         assert torch.equal(load(tmp_path / "small")(tokens[:2]).logits, llama(tokens[:2]).logits)
 

@@ -155,6 +155,7 @@ def main(
     folder: Annotated[Path, typer.Option(help="Where to write it; removed in the end.")] = Path("/tmp/streaming"),
     rounds: Annotated[int, typer.Option(help="How often each is timed.")] = 2,
     cold: Annotated[bool, typer.Option(help="Also with a source that is not in the page cache.")] = True,
+    only: Annotated[str, typer.Option(help="Only what has this in its name.")] = "",
 ) -> None:
     """Times copying and cutting in turn, and prints the table."""
     torch.manual_seed(0)
@@ -169,7 +170,7 @@ def main(
             "| what goes | source | cp | apply | apply / cp | processor s | first byte | anonymous MiB | resident MiB |"
         )
         print("|---|---|---|---|---|---|---|---|---|")
-        for what, units in PLANS.items():
+        for what, units in ((name, units) for name, units in PLANS.items() if only in name):
             plan = folder / "plan.json"
             gp.PrunePlan.remove(graph, units(graph)).save(plan)
             for state in (False, True) if cold else (False,):

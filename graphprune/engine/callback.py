@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from graphprune import processes
 from graphprune.compiled import forget, launched_compiled
 from graphprune.declare import declare
 from graphprune.engine.adapters import check_adapters, trace_without_adapters
-from graphprune.engine.compact import Compactor, begun, differs, needs_recoding, obstacle, resume, stays_masked
+from graphprune.engine.compact import Compactor, begun, resume
+from graphprune.engine.compacting import find_compactor, find_originals
 from graphprune.engine.finite import check_gradients
 from graphprune.engine.gradients import Gradients
 from graphprune.engine.identity import Identity
@@ -26,7 +27,6 @@ from graphprune.engine.original import Source
 from graphprune.engine.parallel import check_parallel
 from graphprune.engine.present import Present
 from graphprune.engine.pruner import PruneEvent, Pruner
-from graphprune.engine.recode import Originals, reader
 from graphprune.engine.state import EngineState
 from graphprune.engine.zero import BeforeSteps, engine_of
 from graphprune.errors import (
@@ -35,11 +35,10 @@ from graphprune.errors import (
     GraphError,
     GraphPruneError,
     ReshapeError,
-    SpecError,
 )
 from graphprune.export.fit import fit
 from graphprune.export.limits import Limits
-from graphprune.graph import DependencyGraph, Group
+from graphprune.graph import DependencyGraph
 from graphprune.masking import MaskSet
 from graphprune.observe import Observer
 from graphprune.plan import PrunePlan
@@ -179,7 +178,8 @@ class PruneCallback(TrainerCallback):
             self.graph = self._graph_of(model)
             self._uncut = Identity.of_training(self.spec, 0, self.graph, model)
             cut = [self.graph.by_name[name] for name in saved.compacted.removed]
-            resume(model, self.graph, saved.compacted, self._originals(model, cut))
+            originals = find_originals(model, cut, self.spec.training.compact, self.original)
+            resume(model, self.graph, saved.compacted, originals)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -212,8 +212,12 @@ class PruneCallback(TrainerCallback):
         if fitted is not None:
             for note in [*fitted.notes, *([f"the result: {fitted}"] if fitted.why_not else [])]:
                 self._say(note)
-        self._compactor = self._compacting(args, model, groups, kwargs.get("optimizer"))
-        engine = engine_of(model, kwargs.get("optimizer"))
+        wanted, optimizer = self.spec.training.compact, kwargs.get("optimizer")
+        originals = find_originals(model, groups, wanted, self.original)
+        self._compactor = find_compactor(
+            model, self.graph, groups, wanted, args=args, optimizer=optimizer, originals=originals, say=self._say
+        )
+        engine = engine_of(model, optimizer)
         if engine is not None:
             self._stepping = BeforeSteps(engine, lambda gradients: self._score(state, model, gradients))
             self._stepping.open()
@@ -315,40 +319,6 @@ class PruneCallback(TrainerCallback):
     def _hooks_changed(self) -> None:
         if self._compiled:
             forget()
-
-    def _compacting(
-        self, args: TrainingArguments, model: nn.Module, groups: tuple[Group, ...], optimizer: Any
-    ) -> Compactor | None:
-        """What cuts the model while it is trained, or None where it is pruned by masks alone; the notes say why."""
-        assert self.graph is not None
-        wanted = self.spec.training.compact
-        if wanted == "never":
-            return None
-        why = obstacle(model, groups, optimizer, args)
-        if why is not None and wanted == "always":
-            raise SpecError(f"training.compact: the model cannot be made smaller while it is trained: {why}. Use auto.")
-        if why is not None:
-            self._say(f"pruned by masks until the end of training, because {why}")
-            return None
-        difference = differs(optimizer)
-        if difference is not None:
-            self._say(f"the steps of training are not quite those of a masked model: {difference}")
-        originals = self._originals(model, groups)
-        for role, reason in dict.fromkeys((g.role, stays_masked(g, model, anew=originals is not None)) for g in groups):
-            if reason is not None:
-                self._say(f"{role} is pruned by masks until the end of training, because {reason}")
-        if originals is not None:
-            roles = ", ".join(dict.fromkeys(g.role for g in groups if needs_recoding(g, model)))
-            self._say(
-                f"4-bit layers are coded anew of the original weights wherever {roles} is cut, and compute "
-                "a little else than under masks then"
-            )
-        return Compactor(model, self.graph, optimizer, originals)
-
-    def _originals(self, model: nn.Module, groups: Iterable[Group]) -> Originals | None:
-        """What reads the full-precision weights, where layers in 4 bits are to be coded anew."""
-        wanted = self.spec.training.compact == "always" and any(needs_recoding(g, model) for g in groups)
-        return reader(model, self.original) if wanted else None
 
     def _say(self, note: str) -> None:
         log.info(note)

@@ -94,7 +94,7 @@ def test_a_training_in_two_parts_ends_as_in_one(model, original, tmp_path):
         torch.manual_seed(1)
         groups = graph.select(role=["attention.group", "mlp.channel"])
         wrapped = attach(copy.deepcopy(model), graph, groups, Lora(r=4, dropout=0.0))
-        callback = PruneCallback(spec, graph, part, original)
+        callback = PruneCallback(spec, graph, part, original=original)
         options = {"save_strategy": "steps", "save_steps": 1}
         trainer = make_trainer(wrapped, tokens, tmp_path / "run", callback, **options)
         trainer.train(resume_from_checkpoint=part)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from graphprune.evaluating import evaluating
 from graphprune.graph import DependencyGraph
 from graphprune.inventory import RoleRow, inventory
 from graphprune.prove import subject
@@ -56,7 +57,7 @@ def prove(
     """
     graph = trace(model, example_inputs=inputs) if graph is None else graph
     model = subject.in_float32(model)
-    with subject.evaluating(model), torch.no_grad():
+    with evaluating(model), torch.no_grad():
         length = _length(model, _SHORT)
         given = dict(inputs) if inputs is not None else subject.random_inputs(model, seed, length=length)
         prompt = (given if inputs is not None else _prompt(model, seed)) if generate else None

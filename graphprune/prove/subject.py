@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -128,18 +127,6 @@ def in_float32(model: nn.Module) -> nn.Module:
     """The model itself, or a copy in float32 where it has shorter floats, in which rounding hides mistakes."""
     short = any(p.dtype in (torch.float16, torch.bfloat16) for p in model.parameters())
     return copy.deepcopy(model).float() if short else model
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside the block; every module's own mode afterwards."""
-    training = [m for m in model.modules() if m.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def can_generate(model: nn.Module) -> bool:

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from graphprune.evaluating import evaluating
 from graphprune.names import bare, plain, resolve_module, resolve_tensor
 from graphprune.reshape.adapters import without_deltas
 from graphprune.reshape.candidates import Changes, Path, Shapes, fields, uneven
@@ -194,14 +195,8 @@ def _differs(model: nn.Module, search: Search, changes: Changes, target: Shapes,
 def _logits(model: Any) -> torch.Tensor:
     """Logits of one small sample in evaluation mode, adapters off; float32, for a decoder of (1, 8, vocabulary)."""
     inputs = sample_inputs(bare(model))
-    training = [m for m in model.modules() if m.training]
-    model.eval()
-    try:
-        with without_deltas(model):
-            return output_of(model(**inputs)).float()
-    finally:
-        for module in training:
-            module.training = True
+    with evaluating(model), without_deltas(model):
+        return output_of(model(**inputs)).float()
 
 
 def described(model: PreTrainedModel) -> bool:

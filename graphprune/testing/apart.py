@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from transformers.utils import logging
+
+from graphprune.testing.models import tiny_model
+from graphprune.testing.zoo import cases
+from graphprune.trace import trace
+
+Found = TypeVar("Found")
 
 MEMORY = 12 * 2**30
 """Bytes of address space for one such process."""
@@ -40,6 +47,22 @@ def apart(compute: Callable[[], str], limit: float) -> str:
         process.kill()
         process.join()
         ours.close()
+
+
+def each(
+    names: Sequence[str], done: Mapping[str, Found], measured: Callable[[str], Found], jobs: int
+) -> Iterator[Found]:
+    """One result per name, in order: that in ``done``, or what ``measured`` gives, ``jobs`` names at once.
+
+    What torch loads at its first fake tensor is loaded here, before processes divide.
+    """
+    missing = [name for name in names if name not in done]
+    if missing:
+        trace(tiny_model(cases()[0]))
+    with ThreadPoolExecutor(jobs) as pool:
+        fresh = pool.map(measured, missing)
+        for name in names:
+            yield done[name] if name in done else next(fresh)
 
 
 def _send(compute: Callable[[], str], connection: Connection) -> None:

@@ -11,7 +11,6 @@ import functools
 import hashlib
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -22,7 +21,7 @@ from rich.progress import track
 import graphprune
 from graphprune.errors import TraceError
 from graphprune.prove import prove
-from graphprune.testing.apart import FailedError, apart
+from graphprune.testing.apart import FailedError, apart, each
 from graphprune.testing.models import example_inputs, tiny_model
 from graphprune.testing.parts import parts_of
 from graphprune.testing.results import Result, read_results, write_results
@@ -107,14 +106,7 @@ def measured_apart(case: str) -> Result:
 def measure_all(names: Sequence[str], known: Iterable[Result], jobs: int) -> Iterator[Result]:
     """One result per name, in order; those in ``known`` that are up to date are taken from there."""
     sources = fingerprint()
-    done = {r.case: r for r in known if r.sources == sources}
-    missing = [name for name in names if name not in done]
-    if missing:
-        trace(tiny_model(cases()[0]))  # what torch loads at its first fake tensor is there before processes divide
-    with ThreadPoolExecutor(jobs) as pool:
-        fresh = pool.map(measured_apart, missing)
-        for name in names:
-            yield done[name] if name in done else next(fresh)
+    return each(names, {r.case: r for r in known if r.sources == sources}, measured_apart, jobs)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

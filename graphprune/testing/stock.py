@@ -10,7 +10,6 @@ import argparse
 import re
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ from graphprune.reshape.config import quiet
 from graphprune.reshape.history import history_of
 from graphprune.schema import PruneSpec
 from graphprune.tasks import loader_name
-from graphprune.testing.apart import FailedError, apart
+from graphprune.testing.apart import FailedError, apart, each
 from graphprune.testing.models import example_inputs, tiny_model
 from graphprune.testing.stock_results import StockResult, StockRow, read_stock, write_stock
 from graphprune.testing.stock_table import TOGETHER, render
@@ -151,14 +150,7 @@ def _told(case: str) -> StockResult:
 
 def measure_all(names: Sequence[str], known: Iterable[StockResult], jobs: int) -> Iterator[StockResult]:
     """One result per name, in order; those in ``known`` are taken from there."""
-    done = {r.case: r for r in known}
-    missing = [name for name in names if name not in done]
-    if missing:
-        trace(tiny_model(cases()[0]))  # what torch loads at its first fake tensor is there before processes divide
-    with ThreadPoolExecutor(jobs) as pool:
-        fresh = pool.map(measured_apart, missing)
-        for name in names:
-            yield done[name] if name in done else next(fresh)
+    return each(names, {r.case: r for r in known}, measured_apart, jobs)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -15,7 +15,7 @@ from graphprune.graph import Axis, ConstantSlice, DependencyGraph, Group, MaskSi
 from graphprune.plan import PrunePlan
 from graphprune.reshape.cut import plan_cuts
 from graphprune.reshape.refit import refit
-from graphprune.reshape.stacks import renaming
+from graphprune.reshape.stacks import removed_entries, renaming
 
 Rename = Callable[[str], "str | None"]
 Place = tuple[object, ...]
@@ -31,7 +31,8 @@ def shrunk(graph: DependencyGraph, plan: PrunePlan) -> DependencyGraph:
 
     Raises:
         PlanError: if the plan was made for another graph.
-        GraphError: if the units that stay of a group that may be pruned cannot be described by blocks any more.
+        GraphError: if the units that stay of a group that may be pruned cannot be described by blocks any more, or the
+            layers that stay depend on those that go.
     """
     return _Shrinking(graph, plan).graph()
 
@@ -76,6 +77,7 @@ class _Shrinking:
     def graph(self) -> DependencyGraph:
         """The new graph."""
         old = self._graph
+        self._check_layers()
         groups = tuple(g for group in old.groups if (g := self._group(group)) is not None)
         names = {g.name for g in groups}
         return old.model_copy(
@@ -91,6 +93,27 @@ class _Shrinking:
                 "declared": (),
             }
         )
+
+    def _check_layers(self) -> None:
+        """Refuses layers to go whose absence changes more than the names and numbers of what stays.
+
+        Raises:
+            GraphError: if a layer that stays computes with weights that are known by the name of one that goes, or if a
+                module counts calls over all of its layers.
+        """
+        lists = [stack.path for stack, _ in removed_entries(self._graph, self._plan)]
+        if not lists:
+            return
+        problem = ""
+        for other, first in self._graph.tied.items():
+            if self._now(first) is None and self._now(other) is not None:
+                problem = f"'{other}' is '{first}', which goes with its layer"
+        for group in self._graph.groups:
+            for site in group.sites if group.frozen is None else ():
+                if site.call and any(path.startswith(f"{site.module}.") for path in lists):
+                    problem = f"'{site.module}' counts its calls of {site.function} over all layers, also those that go"
+        if problem:
+            raise GraphError(f"the smaller model has no graph by arithmetic: {problem}. Trace it anew.")
 
     def _now(self, name: str) -> str | None:
         return self._renamed(name)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,6 +17,7 @@ from graphprune.checkpoint import check_output_folder, save, verify_folder
 from graphprune.checkpoint.greedy import NEW_TOKENS, Continuation, continuation
 from graphprune.checkpoint.manifest import library_versions
 from graphprune.checkpoint.tiers import best_tier, load_line
+from graphprune.checkpoint.verify import without_adapter
 from graphprune.declare import declare
 from graphprune.engine.base import QuantisedBase
 from graphprune.engine.data import Blocks, example, fingerprint
@@ -45,6 +46,8 @@ from graphprune.schema import PruneSpec
 from graphprune.specfile import load_spec
 from graphprune.trace import trace
 
+#: Inputs, and the logits and the text that a written folder must give for them.
+Proof = tuple[dict[str, Any], torch.Tensor, Continuation | str]
 #: Tokens of the sequence by which a written folder is compared with the model in memory.
 _PROOF_TOKENS = 64
 
@@ -278,17 +281,21 @@ class _Run:
         folder = check_output_folder(output)
         adapter = bare(outcome.model) is not outcome.model
         self._facts["load"] = load_line(outcome.model, folder, self._tier, adapter=adapter)
-        inputs, logits, text = self._proof(outcome.model)
+        with without_adapter(outcome.model) as base:
+            question = self._proof(base)
+        adapted = self._proof(outcome.model) if adapter else None
 
         def prove(written: Path) -> None:
             with self.clock.stage("verify"):
                 try:
-                    distance = verify_folder(written, inputs, logits, text)
+                    told = _compared(question, verify_folder(written, *question))
+                    notes = [f"a fresh process loads the folder; {told}"]
+                    if adapted is not None:
+                        told = _compared(adapted, verify_folder(written, *adapted, adapter=True))
+                        notes.append(f"with the adapter beside it, which stock PEFT puts on the loaded model, {told}")
                 except CheckpointError as error:
                     raise CheckpointError(f"{error}".replace(f"{written}", f"{folder}")) from None
-            said = f"{NEW_TOKENS} greedy tokens are the same"
-            said = f"no text was compared: {text}" if isinstance(text, str) else said
-            self._notes.append(f"a fresh process loads the folder; logits differ by at most {distance:.2g}; {said}")
+            self._notes += notes
 
         with self.clock.stage("save"):
             save(
@@ -296,7 +303,7 @@ class _Run:
                 folder,
                 tokenizer=self.tokenizer,
                 plan=outcome.plan,
-                report=self.report(),
+                report=_LastReport(self),
                 merge_lora=self.spec.export.merge_lora,
                 targets=self._targets,
                 proof=prove,
@@ -307,13 +314,9 @@ class _Run:
         """What may be written: where none of what was asked for is possible, the work of a run is kept all the same."""
         return (*self.spec.export.targets, "graphprune")
 
-    def _proof(self, model: nn.Module) -> tuple[dict[str, Any], torch.Tensor, Continuation | str]:
-        """Inputs, and the logits and the text that the written folder must give for them; adapters do not count."""
+    def _proof(self, model: nn.Module) -> Proof:
         inputs = self._proof_inputs()
-        bases: AbstractContextManager[Any] = (
-            nullcontext() if bare(model) is model else cast(Any, model).disable_adapter()
-        )
-        with torch.no_grad(), bases:
+        with torch.no_grad():
             logits = output_of(model(**inputs))
             text = continuation(model, inputs)
         if not logits.isfinite().all():
@@ -361,6 +364,23 @@ class _Run:
             return sample_inputs(base, _PROOF_TOKENS if most is None else min(_PROOF_TOKENS, most))
         row = data.ids[0] if isinstance(data, Blocks) else example(data[0])["input_ids"]
         return {"input_ids": row[None, :_PROOF_TOKENS].to(input_device(base))}
+
+
+class _LastReport:
+    """The report of a run as far as it has come when it is written."""
+
+    def __init__(self, run: _Run) -> None:
+        self._run = run
+
+    def save(self, folder: Path) -> None:
+        self._run.report().save(folder)
+
+
+def _compared(proof: Proof, distance: float) -> str:
+    """What a fresh process gave, in words."""
+    text = proof[-1]
+    said = f"no text was compared: {text}" if isinstance(text, str) else f"{NEW_TOKENS} greedy tokens are the same"
+    return f"logits differ by at most {distance:.2g}; {said}"
 
 
 def _shown(inputs: Mapping[str, Any]) -> str:

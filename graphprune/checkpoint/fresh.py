@@ -53,10 +53,10 @@ def base(job):
         import graphprune
         return graphprune.load(job["folder"], device=job["device"])
     loader = getattr(transformers, job["loader"])
-    trust = {"trust_remote_code": True} if job["tier"] == "hf-remote-code" else {}
+    options = {"trust_remote_code": True} if job["tier"] == "hf-remote-code" else {}
     if job["device"] == "meta":
-        trust["device_map"] = {"": "meta"}
-    model, info = loader.from_pretrained(job["folder"], dtype="auto", output_loading_info=True, **trust)
+        options |= {"device_map": {"": "meta"}, "ignore_mismatched_sizes": True}  # so that they are named below
+    model, info = loader.from_pretrained(job["folder"], dtype="auto", output_loading_info=True, **options)
     problems = {key: found for key, found in info.items() if found}
     assert not problems, problems
     return model.to(job["device"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,11 +14,46 @@ from torch import nn
 
 from graphprune.checkpoint.adapters import ADAPTER, unmerged
 from graphprune.checkpoint.fresh import Question, ask
-from graphprune.checkpoint.greedy import Continuation, continuation
+from graphprune.checkpoint.greedy import NEW_TOKENS, Continuation, continuation
 from graphprune.errors import CheckpointError
 from graphprune.names import bare
 from graphprune.reshape.adapters import peft_layers
 from graphprune.sample import output_of, sample_inputs
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What a model in memory answers, and its folder must answer, too.
+
+    Attributes:
+        inputs: what it was asked, by name.
+        logits: its first output.
+        text: its greedy continuation, or why there is none.
+    """
+
+    inputs: Mapping[str, Any]
+    logits: torch.Tensor
+    text: Continuation | str
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, model: nn.Module, inputs: Mapping[str, Any]) -> Answer:
+        """The answer of ``model``, as it is."""
+        return cls(inputs, output_of(model(**inputs)), continuation(model, inputs))
+
+    def check(self) -> None:
+        """Raises :class:`CheckpointError` if it is none that another could be compared with."""
+        if not self.logits.isfinite().all():
+            raise CheckpointError(
+                "the logits of the model in memory are NaN or infinite, so nothing can be compared with them. Look for "
+                "NaN in the weights it came with, or load it in float32 or bfloat16."
+            )
+
+    def told(self, distance: float) -> str:
+        """How a folder answered, in words: ``distance`` is what :func:`verify_folder` gave."""
+        alike = f"{NEW_TOKENS} greedy tokens are the same"
+        said = f"no text was compared: {self.text}" if isinstance(self.text, str) else alike
+        return f"logits differ by at most {distance:.2g}; {said}"
 
 
 def verify_folder(
@@ -104,12 +140,12 @@ def prove_folder(model: nn.Module, folder: str | os.PathLike[str]) -> float:
     """
     inputs = sample_inputs(bare(model))
     kept = bare(model) is not model and (Path(folder).expanduser() / ADAPTER).is_dir()
-    with torch.no_grad():
-        far = verify_folder(folder, inputs, output_of(model(**inputs)), continuation(model, inputs), adapter=kept)
-        if kept:
-            with without_adapter(model) as base:
-                logits, text = output_of(base(**inputs)), continuation(base, inputs)
-            far = max(far, verify_folder(folder, inputs, logits, text))
+    answer = Answer.of(model, inputs)
+    far = verify_folder(folder, inputs, answer.logits, answer.text, adapter=kept)
+    if kept:
+        with without_adapter(model) as base:
+            answer = Answer.of(base, inputs)
+        far = max(far, verify_folder(folder, inputs, answer.logits, answer.text))
     return far
 
 

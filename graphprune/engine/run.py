@@ -14,10 +14,9 @@ from torch import nn
 
 from graphprune import processes, validate
 from graphprune.checkpoint import check_output_folder, save, verify_folder
-from graphprune.checkpoint.greedy import NEW_TOKENS, Continuation, continuation
 from graphprune.checkpoint.manifest import library_versions
 from graphprune.checkpoint.tiers import best_tier, load_line
-from graphprune.checkpoint.verify import without_adapter
+from graphprune.checkpoint.verify import Answer, without_adapter
 from graphprune.declare import declare
 from graphprune.engine.base import QuantisedBase
 from graphprune.engine.data import Blocks, example, fingerprint
@@ -41,13 +40,11 @@ from graphprune.names import bare
 from graphprune.placement import input_device
 from graphprune.plan import PrunePlan
 from graphprune.report import Report, StageClock, measure
-from graphprune.sample import output_of, sample_inputs
+from graphprune.sample import sample_inputs
 from graphprune.schema import PruneSpec
 from graphprune.specfile import load_spec
 from graphprune.trace import trace
 
-#: Inputs, and the logits and the text that a written folder must give for them.
-Proof = tuple[dict[str, Any], torch.Tensor, Continuation | str]
 #: Tokens of the sequence by which a written folder is compared with the model in memory.
 _PROOF_TOKENS = 64
 
@@ -282,17 +279,18 @@ class _Run:
         adapter = bare(outcome.model) is not outcome.model
         self._facts["load"] = load_line(outcome.model, folder, self._tier, adapter=adapter)
         with without_adapter(outcome.model) as base:
-            question = self._proof(base)
-        adapted = self._proof(outcome.model) if adapter else None
+            answer = self._answer(base)
+        adapted = self._answer(outcome.model) if adapter else None
 
         def prove(written: Path) -> None:
             with self.clock.stage("verify"):
                 try:
-                    told = _compared(question, verify_folder(written, *question))
-                    notes = [f"a fresh process loads the folder; {told}"]
+                    distance = verify_folder(written, answer.inputs, answer.logits, answer.text)
+                    notes = [f"a fresh process loads the folder; {answer.told(distance)}"]
                     if adapted is not None:
-                        told = _compared(adapted, verify_folder(written, *adapted, adapter=True))
-                        notes.append(f"with the adapter beside it, which stock PEFT puts on the loaded model, {told}")
+                        distance = verify_folder(written, adapted.inputs, adapted.logits, adapted.text, adapter=True)
+                        told = "with the adapter beside it, which stock PEFT puts on the loaded model, "
+                        notes.append(f"{told}{adapted.told(distance)}")
                 except CheckpointError as error:
                     raise CheckpointError(f"{error}".replace(f"{written}", f"{folder}")) from None
             self._notes += notes
@@ -314,17 +312,14 @@ class _Run:
         """What may be written: where none of what was asked for is possible, the work of a run is kept all the same."""
         return (*self.spec.export.targets, "graphprune")
 
-    def _proof(self, model: nn.Module) -> Proof:
-        inputs = self._proof_inputs()
-        with torch.no_grad():
-            logits = output_of(model(**inputs))
-            text = continuation(model, inputs)
-        if not logits.isfinite().all():
+    def _answer(self, model: nn.Module) -> Answer:
+        answer = Answer.of(model, self._proof_inputs())
+        if not answer.logits.isfinite().all():
             raise NonFiniteError(
-                f"the pruned model's logits are NaN or infinite for {_shown(inputs)}, so nothing was written. "
+                f"the pruned model's logits are NaN or infinite for {_shown(answer.inputs)}, so nothing was written. "
                 "Look for NaN in the weights it came with, or load it in float32 or bfloat16."
             )
-        return inputs, logits, text
+        return answer
 
     def report(self) -> Report:
         """The report as far as the run has come."""
@@ -374,13 +369,6 @@ class _LastReport:
 
     def save(self, folder: Path) -> None:
         self._run.report().save(folder)
-
-
-def _compared(proof: Proof, distance: float) -> str:
-    """What a fresh process gave, in words."""
-    text = proof[-1]
-    said = f"no text was compared: {text}" if isinstance(text, str) else f"{NEW_TOKENS} greedy tokens are the same"
-    return f"logits differ by at most {distance:.2g}; {said}"
 
 
 def _shown(inputs: Mapping[str, Any]) -> str:

@@ -59,7 +59,7 @@ def test_nor_is_it_on_the_way_from_file_to_file(rules, tmp_path):
     rules(counted())
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     gp.save(gp.reshape(loaded, plan), tmp_path / "loaded")
-    gp.apply(tmp_path / "model", plan, tmp_path / "streamed")
+    gp.apply(tmp_path / "model", plan, tmp_path / "streamed", prove=False)
     assert differing(tmp_path / "loaded", tmp_path / "streamed") == []
 
 

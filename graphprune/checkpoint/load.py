@@ -42,17 +42,19 @@ def load(
     Args:
         folder: the checkpoint folder.
         dtype: of the weights; as they were saved by default.
-        device: where to put the model; the CPU by default.
+        device: where to put the model; the CPU by default. For ``meta`` every weight is read, and none is kept.
         verify: compare all files with the manifest first (reads them once more).
 
     Raises:
         CheckpointError: if the folder is no such checkpoint, is damaged, or its weights do not fit its plan.
     """
     path = Path(folder).expanduser()
+    hollow = device is not None and torch.device(device).type == "meta"
+    options: dict[str, Any] = {"device_map": {"": "meta"}} if hollow else {}
 
     def read(kind: Any, config: Any) -> tuple[Any, dict[str, Any]]:
         found: tuple[Any, dict[str, Any]] = kind.from_pretrained(
-            path, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True
+            path, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
         )
         return found
 

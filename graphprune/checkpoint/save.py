@@ -62,7 +62,7 @@ def save(
         folder: a folder that does not exist yet, or is empty.
         tokenizer: saved along, if given.
         plan: the plan to write down where the model does not remember how it was pruned.
-        report: saved along, if given.
+        report: saved along, if given; once more when ``proof`` is done.
         merge_lora: merge the adapters into a copy of the weights; ``model`` itself keeps them. Otherwise the
             unmerged weights are written, and the adapters into the sub-folder ``adapter``.
         targets: the tiers that are acceptable; the first one that the model can have is written.
@@ -97,9 +97,10 @@ def save(
         if tokenizer is not None:
             tokenizer.save_pretrained(partial)
         steps = _write_steps(partial, history, plan)
+        others = set(partial.rglob("*"))
         if report is not None:
             report.save(partial)
-        Manifest(
+        manifest = Manifest(
             tier=tier.name,
             load=load_line(base, target, tier, adapter=peft_model(model) is not None and not merge_lora),
             architecture=written_as.architecture,
@@ -111,9 +112,14 @@ def save(
             why_not_remote=tier.why_not.get("hf-remote-code", ""),
             libraries=library_versions(),
             files=records(partial, written),
-        ).write(partial)
+        )
+        manifest.write(partial)
         if proof is not None:
             proof(partial)
+            if report is not None:  # it can say what came of the proof
+                report.save(partial)
+                same = {name: record for name, record in manifest.files.items() if partial / name in others}
+                manifest.model_copy(update={"files": records(partial, same)}).write(partial)
     return target
 
 

@@ -2,87 +2,58 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
-import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 
-import graphprune
-from graphprune import processes
-from graphprune.checkpoint.greedy import SETTINGS, Continuation, continuation
-from graphprune.checkpoint.manifest import Manifest
+from graphprune.checkpoint.adapters import ADAPTER, unmerged
+from graphprune.checkpoint.fresh import Question, ask
+from graphprune.checkpoint.greedy import NEW_TOKENS, Continuation, continuation
 from graphprune.errors import CheckpointError
 from graphprune.names import bare
+from graphprune.reshape.adapters import peft_layers
 from graphprune.sample import output_of, sample_inputs
-from graphprune.tasks import loader_name
 
 
-@dataclass(frozen=True)
-class Question:
-    """What is asked of a folder.
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What a model in memory answers, and its folder must answer, too.
 
     Attributes:
-        folder: written by :func:`graphprune.save`.
-        inputs: tensors of its forward pass, by name.
-        prompt: what it continues, by name; nothing where it is not asked to.
+        inputs: what it was asked, by name.
+        logits: its first output.
+        text: its greedy continuation, or why there is none.
     """
 
-    folder: Path
     inputs: Mapping[str, Any]
-    prompt: Mapping[str, Any] = field(default_factory=dict)
+    logits: torch.Tensor
+    text: Continuation | str
 
+    @classmethod
+    @torch.no_grad()
+    def of(cls, model: nn.Module, inputs: Mapping[str, Any]) -> Answer:
+        """The answer of ``model``, as it is."""
+        return cls(inputs, output_of(model(**inputs)), continuation(model, inputs))
 
-_SCRIPT = """
-import json, sys, torch, safetensors.torch
-told = json.loads(sys.argv[1])
-if told["without"]:
-    sys.modules["graphprune"] = None  # importing it fails from here on
-import transformers
+    def check(self) -> None:
+        """Raises :class:`CheckpointError` if it is none that another could be compared with."""
+        if not self.logits.isfinite().all():
+            raise CheckpointError(
+                "the logits of the model in memory are NaN or infinite, so nothing can be compared with them. Look for "
+                "NaN in the weights it came with, or load it in float32 or bfloat16."
+            )
 
-
-def loaded(job):
-    if job["tier"] == "graphprune":
-        import graphprune
-        return graphprune.load(job["folder"])
-    loader = getattr(transformers, job["loader"])
-    trust = {"trust_remote_code": True} if job["tier"] == "hf-remote-code" else {}
-    model, info = loader.from_pretrained(job["folder"], dtype="auto", output_loading_info=True, **trust)
-    problems = {key: found for key, found in info.items() if found}
-    assert not problems, problems
-    return model
-
-
-def answer(job):
-    model = loaded(job).to(told["device"]).eval()
-    given = {"inputs": {}, "prompt": {}}
-    for name, tensor in safetensors.torch.load_file(job["question"]).items():
-        part, _, name = name.partition(".")
-        given[part][name] = tensor.to(told["device"])
-    with torch.no_grad():
-        outputs = model(**given["inputs"])
-    said = outputs["logits"] if "logits" in outputs else outputs[0]
-    answers = {"logits": said.float()}
-    if given["prompt"]:
-        made = model.generate(**given["prompt"], **told["settings"])
-        answers |= {"tokens": made.sequences, "steps": torch.stack(made.logits).float()}
-    return {name: tensor.cpu().contiguous() for name, tensor in answers.items()}
-
-
-for job in told["jobs"]:
-    try:
-        safetensors.torch.save_file(answer(job), job["answer"])
-    except Exception as error:
-        print(f"{type(error).__name__}: {error}", file=open(job["answer"] + ".error", "w"))
-"""
+    def told(self, distance: float) -> str:
+        """How a folder answered, in words: ``distance`` is what :func:`verify_folder` gave."""
+        alike = f"{NEW_TOKENS} greedy tokens are the same"
+        said = f"no text was compared: {self.text}" if isinstance(self.text, str) else alike
+        return f"logits differ by at most {distance:.2g}; {said}"
 
 
 def verify_folder(
@@ -91,6 +62,7 @@ def verify_folder(
     expected_logits: torch.Tensor,
     text: Continuation | str = "",
     *,
+    adapter: bool = False,
     tolerance: float | None = None,
     timeout: float = 1800.0,
 ) -> float:
@@ -105,6 +77,8 @@ def verify_folder(
         expected_logits: of the model in memory, for a decoder of shape (batch, length, vocabulary); the first output
             of a model without logits. The fresh process computes on the same kind of device.
         text: what the model in memory generates; nothing is generated where it is a reason why it does not.
+        adapter: put the adapter beside the weights on them with stock ``PeftModel.from_pretrained`` first; without, the
+            answer is that of the weights alone.
         tolerance: how far logits may be apart; by default 1e-3 of their largest magnitude, 5e-2 for 16-bit weights.
         timeout: seconds until the process is given up.
 
@@ -118,103 +92,74 @@ def verify_folder(
     expected = expected_logits.detach().float().cpu()
     named = {"input_ids": inputs} if isinstance(inputs, torch.Tensor) else inputs
     prompt = {} if isinstance(text, str) else text.prompt
-    (got,) = ask([Question(path, named, prompt)], expected_logits.device, timeout=timeout)
+    beside = path / ADAPTER if adapter else None
+    what = f"{path} with its adapter" if adapter else f"{path}"
+    (got,) = ask([Question(path, named, prompt, beside)], expected_logits.device, timeout=timeout)
     if isinstance(got, str):
-        raise CheckpointError(f"{path} does not load in a fresh process:\n{got}")
+        raise CheckpointError(f"{what} does not load in a fresh process:\n{got}")
     if got["logits"].shape != expected.shape:
         shape = tuple(got["logits"].shape)
-        raise CheckpointError(f"{path} gives logits of shape {shape}, expected {tuple(expected.shape)}")
+        raise CheckpointError(f"{what} gives logits of shape {shape}, expected {tuple(expected.shape)}")
     distance = (got["logits"] - expected).abs().max().item()
     if tolerance is None:
         tolerance = (1e-3 if expected_logits.dtype == torch.float32 else 5e-2) * expected.abs().max().item()
     apart = 0.0 if isinstance(text, str) else text.distance(got["tokens"], got["steps"])
-    for what, found in (("logits", distance), ("text", apart)):
+    for kind, found in (("logits", distance), ("text", apart)):
         if not found <= tolerance:
             raise CheckpointError(
-                f"{path} gives other {what} in a fresh process than the model in memory: logits differ by up to "
+                f"{what} gives other {kind} in a fresh process than the model in memory: logits differ by up to "
                 f"{found:.3g}, more than {tolerance:.3g}. The folder must not be used; please report this."
             )
     return max(distance, apart)
 
 
+def verify_places(folder: str | os.PathLike[str], *, timeout: float = 1800.0) -> None:
+    """Loads ``folder`` in a new Python process, as its manifest says, without keeping the weights.
+
+    Every tensor of the files must have its place in the model, by name and shape, and nothing may be missing. It takes
+    memory for one weight at a time; what the model computes is not asked.
+
+    Raises:
+        CheckpointError: if the folder does not load.
+    """
+    path = Path(folder).expanduser().absolute()
+    (got,) = ask([Question(path)], timeout=timeout)
+    if isinstance(got, str):
+        raise CheckpointError(f"{path} does not load in a fresh process:\n{got}")
+
+
 def prove_folder(model: nn.Module, folder: str | os.PathLike[str]) -> float:
     """:func:`verify_folder` with a question made up for ``model``, the one in memory, and its answer.
+
+    Where the folder keeps the adapters of ``model`` beside its weights, both are proved: the weights alone, and with
+    their adapter.
 
     Raises:
         CheckpointError: if the folder does not load, or gives another answer.
         TraceError: if the inputs of the model cannot be told.
     """
     inputs = sample_inputs(bare(model))
-    with torch.no_grad():
-        logits = output_of(model(**inputs))
-    return verify_folder(folder, inputs, logits, continuation(model, inputs))
+    kept = bare(model) is not model and (Path(folder).expanduser() / ADAPTER).is_dir()
+    answer = Answer.of(model, inputs)
+    far = verify_folder(folder, inputs, answer.logits, answer.text, adapter=kept)
+    if kept:
+        with without_adapter(model) as base:
+            answer = Answer.of(base, inputs)
+        far = max(far, verify_folder(folder, inputs, answer.logits, answer.text))
+    return far
 
 
-def ask(
-    questions: Sequence[Question], device: torch.device | str = "cpu", *, timeout: float = 1800.0
-) -> list[dict[str, torch.Tensor] | str]:
-    """What a fresh process, without network, answers to each question; where it cannot, the error as text.
-
-    Folders are loaded as their manifests say, in a process that cannot import graphprune where none of them needs it.
-
-    Returns:
-        ``logits``; with a prompt also ``tokens`` and, behind each new one, logits as ``steps``; float32 on the CPU.
-    """
-    with tempfile.TemporaryDirectory(prefix="graphprune-") as temporary:
-        files = Path(temporary)
-        jobs = [_job(question, files / str(i)) for i, question in enumerate(questions)]
-        without = all(job["tier"] != "graphprune" for job in jobs)
-        told = {"device": torch.device(device).type, "settings": SETTINGS, "without": without, "jobs": jobs}
-        environment = {
-            **processes.environment_alone(),
-            "HF_HUB_OFFLINE": "1",
-            "HF_MODULES_CACHE": str(files / "modules"),  # where transformers copies the code of folders to
-        }
-        if not without:
-            package = str(Path(graphprune.__file__).parents[1])
-            environment["PYTHONPATH"] = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
-        try:
-            done = subprocess.run(  # noqa: S603 - our own interpreter and script
-                [sys.executable, "-c", _SCRIPT, json.dumps(told)],
-                env=environment,
-                capture_output=True,
-                text=True,
-                timeout=timeout,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            return [f"it did not load within {timeout:.0f} s"] * len(questions)
-        ended = "\n".join(done.stderr.strip().splitlines()[-5:]) or f"the process ended with code {done.returncode}"
-        return [_answer(Path(job["answer"]), ended) for job in jobs]
+@contextmanager
+def without_adapter(model: nn.Module) -> Iterator[nn.Module]:
+    """A model that computes as the weights beside a kept adapter do; ``model`` itself where it has no adapters."""
+    if bare(model) is model:
+        yield model
+    elif any("modules_to_save" in module._modules for module in model.modules()) or _any_merged(model):
+        yield unmerged(model)  # trained copies are among those weights
+    else:
+        with cast(Any, model).disable_adapter():
+            yield model
 
 
-def _job(question: Question, place: Path) -> dict[str, str]:
-    manifest = Manifest.read(question.folder)
-    tensors = {f"inputs.{name}": value for name, value in question.inputs.items()}
-    tensors |= {f"prompt.{name}": value for name, value in question.prompt.items()}
-    place.mkdir()
-    save_file(
-        {n: t.detach().cpu().clone().contiguous() for n, t in tensors.items() if isinstance(t, torch.Tensor)},
-        place / "question.safetensors",
-    )
-    return {
-        "folder": str(question.folder),
-        "tier": manifest.tier,
-        "loader": _loader(question.folder, manifest),
-        "question": str(place / "question.safetensors"),
-        "answer": str(place / "answer.safetensors"),
-    }
-
-
-def _answer(file: Path, ended: str) -> dict[str, torch.Tensor] | str:
-    error = file.with_name(f"{file.name}.error")
-    if error.is_file():
-        return "\n".join(error.read_text(encoding="utf-8").strip().splitlines()[-5:])
-    return dict(load_file(file)) if file.is_file() else ended
-
-
-def _loader(folder: Path, manifest: Manifest) -> str:
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if manifest.tier == "hf-remote-code":
-        return str(next(iter(config["auto_map"])))
-    return loader_name(manifest.architecture, config.get("model_type", ""))
+def _any_merged(model: nn.Module) -> bool:
+    return any(layer.merged for _, layer in peft_layers(model))

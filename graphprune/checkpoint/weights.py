@@ -12,6 +12,7 @@ from torch import nn
 
 from graphprune.checkpoint.adapters import merged, unmerged, write_adapters
 from graphprune.checkpoint.manifest import FileRecord
+from graphprune.checkpoint.stored_names import in_original_format
 from graphprune.names import bare, resolve_owner
 from graphprune.reshape.config import quiet
 from graphprune.stream.tensor import is_deferred
@@ -43,7 +44,8 @@ class Weights:
                 from graphprune.stream.write import write_deferred  # which writes records of this package's manifest
 
                 return write_deferred(base, folder, max_shard_size=self.max_shard_size, progress=self.progress)
-            base.save_pretrained(folder, max_shard_size=self.max_shard_size)
+            original = in_original_format(base)
+            base.save_pretrained(folder, max_shard_size=self.max_shard_size, save_original_format=original)
             if base is not bare(self.model) and not self.merge_lora:
                 write_adapters(self.model, base, folder, str(self.target))
             return {}

@@ -22,9 +22,14 @@ def command(
         Path | None, typer.Option("--adapter", help="The folder of a PEFT LoRA adapter to merge before cutting.")
     ] = None,
     prove: Annotated[
-        bool,
-        typer.Option("--prove", help="Load MODEL, cut it in memory, and compare what a fresh process loads with it."),
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--prove/--no-prove",
+            help="Compare logits and text of what a fresh process loads with MODEL cut in memory; or prove nothing. By "
+            "default compare them where memory allows, else names and shapes.",
+            show_default=False,
+        ),
+    ] = None,
     dtype: Precision = DType.AUTO,
     task: Task = None,
     trust_remote_code: Trust = False,
@@ -35,7 +40,8 @@ def command(
     from graphprune.stream.apply import apply
 
     wanted = PrunePlan.load(plan)
-    with _bar(f"writing {folder}") as progress:
+    then = "" if prove is False else f"proving {folder}"
+    with _bar(f"writing {folder}", then) as progress:
         done = apply(
             model,
             wanted,
@@ -44,27 +50,36 @@ def command(
             dtype=dtype.value,
             task=task,
             trust_remote_code=trust_remote_code,
-            prove=prove,
+            prove="auto" if prove is None else prove,
             progress=progress,
         )
     out().print(f"{wanted}: {done.before:,} -> {done.after:,} parameters")
-    if prove:
-        out().print("a fresh process loads the folder; logits and greedy tokens are those of the model cut in memory")
+    out().print(done.proof)
     for line in told(folder):
         out().print(line)
 
 
 @contextmanager
-def _bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on standard error, once there is progress; a single line where that is no terminal."""
+def _bar(what: str, then: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on standard error, once there is progress; a line for each where that is no terminal."""
     console = errors()
-    columns = (TextColumn(what), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("", total=None)
+        bar = progress.add_task(what, total=None)
 
         def told(done: int, total: int) -> None:
             if not console.is_terminal and not progress.tasks[bar].total:
                 console.print(what)
             progress.update(bar, completed=done, total=total)
+            if done == total and then:
+                progress.update(bar, description=then)
+                if not console.is_terminal:
+                    console.print(then)
 
         yield told

@@ -7,16 +7,16 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
 
 from graphprune import processes, validate
 from graphprune.checkpoint import check_output_folder, save, verify_folder
-from graphprune.checkpoint.greedy import NEW_TOKENS, Continuation, continuation
 from graphprune.checkpoint.manifest import library_versions
 from graphprune.checkpoint.tiers import best_tier, load_line
+from graphprune.checkpoint.verify import Answer, without_adapter
 from graphprune.declare import declare
 from graphprune.engine.base import QuantisedBase
 from graphprune.engine.data import Blocks, example, fingerprint
@@ -40,7 +40,7 @@ from graphprune.names import bare
 from graphprune.placement import input_device
 from graphprune.plan import PrunePlan
 from graphprune.report import Report, StageClock, measure
-from graphprune.sample import output_of, sample_inputs
+from graphprune.sample import sample_inputs
 from graphprune.schema import PruneSpec
 from graphprune.specfile import load_spec
 from graphprune.trace import trace
@@ -278,17 +278,22 @@ class _Run:
         folder = check_output_folder(output)
         adapter = bare(outcome.model) is not outcome.model
         self._facts["load"] = load_line(outcome.model, folder, self._tier, adapter=adapter)
-        inputs, logits, text = self._proof(outcome.model)
+        with without_adapter(outcome.model) as base:
+            answer = self._answer(base)
+        adapted = self._answer(outcome.model) if adapter else None
 
         def prove(written: Path) -> None:
             with self.clock.stage("verify"):
                 try:
-                    distance = verify_folder(written, inputs, logits, text)
+                    distance = verify_folder(written, answer.inputs, answer.logits, answer.text)
+                    notes = [f"a fresh process loads the folder; {answer.told(distance)}"]
+                    if adapted is not None:
+                        distance = verify_folder(written, adapted.inputs, adapted.logits, adapted.text, adapter=True)
+                        told = "with the adapter beside it, which stock PEFT puts on the loaded model, "
+                        notes.append(f"{told}{adapted.told(distance)}")
                 except CheckpointError as error:
                     raise CheckpointError(f"{error}".replace(f"{written}", f"{folder}")) from None
-            said = f"{NEW_TOKENS} greedy tokens are the same"
-            said = f"no text was compared: {text}" if isinstance(text, str) else said
-            self._notes.append(f"a fresh process loads the folder; logits differ by at most {distance:.2g}; {said}")
+            self._notes += notes
 
         with self.clock.stage("save"):
             save(
@@ -296,7 +301,7 @@ class _Run:
                 folder,
                 tokenizer=self.tokenizer,
                 plan=outcome.plan,
-                report=self.report(),
+                report=_LastReport(self),
                 merge_lora=self.spec.export.merge_lora,
                 targets=self._targets,
                 proof=prove,
@@ -307,21 +312,14 @@ class _Run:
         """What may be written: where none of what was asked for is possible, the work of a run is kept all the same."""
         return (*self.spec.export.targets, "graphprune")
 
-    def _proof(self, model: nn.Module) -> tuple[dict[str, Any], torch.Tensor, Continuation | str]:
-        """Inputs, and the logits and the text that the written folder must give for them; adapters do not count."""
-        inputs = self._proof_inputs()
-        bases: AbstractContextManager[Any] = (
-            nullcontext() if bare(model) is model else cast(Any, model).disable_adapter()
-        )
-        with torch.no_grad(), bases:
-            logits = output_of(model(**inputs))
-            text = continuation(model, inputs)
-        if not logits.isfinite().all():
+    def _answer(self, model: nn.Module) -> Answer:
+        answer = Answer.of(model, self._proof_inputs())
+        if not answer.logits.isfinite().all():
             raise NonFiniteError(
-                f"the pruned model's logits are NaN or infinite for {_shown(inputs)}, so nothing was written. "
+                f"the pruned model's logits are NaN or infinite for {_shown(answer.inputs)}, so nothing was written. "
                 "Look for NaN in the weights it came with, or load it in float32 or bfloat16."
             )
-        return inputs, logits, text
+        return answer
 
     def report(self) -> Report:
         """The report as far as the run has come."""
@@ -361,6 +359,16 @@ class _Run:
             return sample_inputs(base, _PROOF_TOKENS if most is None else min(_PROOF_TOKENS, most))
         row = data.ids[0] if isinstance(data, Blocks) else example(data[0])["input_ids"]
         return {"input_ids": row[None, :_PROOF_TOKENS].to(input_device(base))}
+
+
+class _LastReport:
+    """The report of a run as far as it has come when it is written."""
+
+    def __init__(self, run: _Run) -> None:
+        self._run = run
+
+    def save(self, folder: Path) -> None:
+        self._run.report().save(folder)
 
 
 def _shown(inputs: Mapping[str, Any]) -> str:

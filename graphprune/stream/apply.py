@@ -16,16 +16,15 @@ from graphprune.checkpoint.folder import check_output_folder, clear_partial
 from graphprune.checkpoint.save import save
 from graphprune.checkpoint.source import check_weights, load_model, weight_files
 from graphprune.checkpoint.tiers import TIERS
-from graphprune.checkpoint.verify import prove_folder
 from graphprune.declare import trace_with
-from graphprune.errors import StreamError
+from graphprune.errors import CheckpointError, StreamError
 from graphprune.plan import PrunePlan
 from graphprune.reshape import reshape
 from graphprune.stream.adapter import merge_adapter
 from graphprune.stream.copies import SideFiles
 from graphprune.stream.fetch import fetched
 from graphprune.stream.opening import open_deferred, structure_of
-from graphprune.stream.tensor import is_deferred
+from graphprune.stream.proof import Prove, bytes_of, prove_written
 from graphprune.stream.write import Progress
 
 log = logging.getLogger(__name__)
@@ -33,11 +32,19 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Applied:
-    """What :func:`apply` did: the folder it wrote, and the model's parameters before and after."""
+    """What :func:`apply` did.
+
+    Attributes:
+        folder: where it wrote.
+        before: parameters of the model as it came.
+        after: parameters of what was written.
+        proof: what a fresh process made of the folder, in words.
+    """
 
     folder: Path
     before: int
     after: int
+    proof: str
 
 
 def apply(
@@ -51,7 +58,7 @@ def apply(
     trust_remote_code: bool = False,
     targets: Sequence[str] = TIERS,
     max_shard_size: int | str | None = None,
-    prove: bool = False,
+    prove: Prove = "auto",
     progress: Progress | None = None,
 ) -> Applied:
     """Removes from a checkpoint what ``plan`` names, and writes the smaller one, without loading the model.
@@ -70,14 +77,18 @@ def apply(
         trust_remote_code: run modelling code that comes with the checkpoint.
         targets: the tiers that are acceptable; the first one that the result can have is written.
         max_shard_size: of a weight file; by default that of the source, where it has several.
-        prove: before the folder takes its name, load the original, cut it in memory, and compare logits and a few
-            greedy tokens with what a fresh process makes of the folder. Needs memory for both.
+        prove: before the folder takes its name, let a fresh process load it as its tier promises. ``True`` loads the
+            original, cuts it in memory, and compares logits and a few greedy tokens. By default that is done where
+            it takes no more than half of the free memory; otherwise the fresh process places every tensor, by name
+            and shape, one after the other. ``False`` proves nothing.
         progress: is told how many bytes of how many are written.
 
     Raises:
         PlanError: if the plan was made for another model.
         CheckpointError: if the checkpoint or the adapter is damaged, pickled, or does not fit; if the folder is not
-            empty, or there is no room; if the result can have none of ``targets``. Nothing is left of the folder then.
+            empty, or there is no room; if the result can have none of ``targets``, or fails its proof. Nothing is left
+            of the folder then.
+        TraceError: with ``prove=True``, if the inputs of the model cannot be told.
     """
     target = check_output_folder(folder)
     wanted = plan if isinstance(plan, PrunePlan) else PrunePlan.load(plan)
@@ -94,15 +105,21 @@ def apply(
     def cut(whole: PreTrainedModel, hollow: nn.Module) -> Applied:
         graph = trace_with(hollow, wanted.declared, source="plan")
         wanted.check(graph)
-        before = whole.num_parameters()
+        before, original = whole.num_parameters(), bytes_of(whole)
         small = reshape(whole, wanted, graph)
+        said = ""
 
-        def compare(written: Path) -> None:
-            prove_folder(reshape(load_whole(), wanted, graph) if is_deferred(small) else small, written)
+        def proof(written: Path) -> None:
+            nonlocal said
+            try:
+                said = prove_written(
+                    written, small, lambda: reshape(load_whole(), wanted, graph), original=original, prove=prove
+                )
+            except CheckpointError as error:
+                raise CheckpointError(f"{error}".replace(f"{written}", f"{target}")) from None
 
-        proof = compare if prove else None
         save(small, target, tokenizer=sides, targets=targets, max_shard_size=size, progress=progress, proof=proof)
-        return Applied(target, before, small.num_parameters())
+        return Applied(target, before, small.num_parameters(), said)
 
     try:
         opened = open_deferred(source, name=str(model), dtype=dtype, task=task, trust_remote_code=trust_remote_code)

@@ -18,10 +18,10 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import safe_open
 from torch import nn
 from transformers.core_model_loading import revert_weight_conversion
-from transformers.modeling_utils import remove_tied_weights_from_state_dict
 from typing_extensions import Self
 
 from graphprune.checkpoint.manifest import FileRecord
+from graphprune.checkpoint.stored_names import in_original_format, kept_tensors
 from graphprune.errors import CheckpointError
 from graphprune.stream.files import DTYPES
 from graphprune.stream.nodes import Node, forget
@@ -87,13 +87,10 @@ def write_deferred(
 
 def checkpoint_state(model: Any) -> dict[str, torch.Tensor]:
     """The tensors of a model as its checkpoint has them: tied ones once, by the names and in the layout of files."""
-    state: dict[str, torch.Tensor] = model.state_dict()
-    for name in model._keys_to_ignore_on_save or ():
-        state.pop(name, None)
-    places = {name: _place(tensor) for name, tensor in state.items()}
-    stand_ins = {place: torch.empty(1) for place in places.values()}
-    kept = remove_tied_weights_from_state_dict({n: stand_ins[place] for n, place in places.items()}, model)
-    found: dict[str, torch.Tensor] = revert_weight_conversion(model, {name: state[name] for name in kept})
+    kept = kept_tensors(model)
+    if not in_original_format(model):
+        return kept
+    found: dict[str, torch.Tensor] = revert_weight_conversion(model, kept)
     return found
 
 
@@ -105,13 +102,6 @@ def hollow_twin(model: nn.Module, twin: Callable[..., nn.Module]) -> nn.Module:
             empty = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
             memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
     return twin(model, memo)
-
-
-def _place(tensor: torch.Tensor) -> Any:
-    """The same for two names of one weight alone."""
-    if isinstance(tensor, DeferredTensor):
-        return id(tensor._cell)
-    return (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tuple(tensor.shape))
 
 
 def _bytes(node: Node) -> int:

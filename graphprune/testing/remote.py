@@ -15,9 +15,9 @@ from pathlib import Path
 
 import torch
 
+from graphprune.checkpoint.fresh import Question, ask
 from graphprune.checkpoint.greedy import Continuation, continuation
 from graphprune.checkpoint.save import save
-from graphprune.checkpoint.verify import Question, ask
 from graphprune.errors import TraceError
 from graphprune.graph import DependencyGraph
 from graphprune.plan import PrunePlan

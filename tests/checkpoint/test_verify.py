@@ -1,12 +1,16 @@
 """The proof in a fresh process."""
 
+import copy
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from graphprune.checkpoint import prove_folder, save, verify_folder
+from graphprune.checkpoint import load, prove_folder, save, verify_folder
+from graphprune.checkpoint.adapters import ADAPTER
 from graphprune.checkpoint.greedy import continuation
-from graphprune.checkpoint.verify import Question, ask
+from graphprune.checkpoint.manifest import Manifest, records
+from graphprune.checkpoint.verify import verify_places, without_adapter
 from graphprune.errors import CheckpointError
 from graphprune.plan import PrunePlan
 from graphprune.reshape import reshape
@@ -79,13 +83,72 @@ def test_an_even_model_is_loaded_without_graphprune(tmp_path):
     assert prove_folder(model, save(model, tmp_path / "out")) <= 1e-5
 
 
+def adapted(small, *, copies=None):
+    """A copy of a pruned decoder under a random adapter, which may have trained copies of modules, too."""
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=2, target_modules=["o_proj"], modules_to_save=copies, init_lora_weights=False)
+    wrapped = peft.get_peft_model(copy.deepcopy(small), config).eval()
+    with torch.no_grad():
+        for name, parameter in wrapped.named_parameters():
+            if "modules_to_save" in name:
+                parameter.mul_(1.5)
+    return wrapped
+
+
 @pytest.mark.slow
-def test_folders_cannot_import_graphprune_where_none_of_them_needs_it(small, tmp_path):
-    folder = save(small, tmp_path / "out")
-    with (folder / "modeling_graphprune.py").open("a") as file:
-        file.write("\nimport graphprune\n")
-    (told,) = ask([Question(folder, {"input_ids": tokens()})])
-    assert "graphprune" in told and "Error" in told
+@pytest.mark.parametrize("tier", TIERS)
+def test_an_adapter_that_is_kept_is_proved_beside_its_base(tier, small, tmp_path):
+    wrapped = adapted(small)
+    folder = save(wrapped, tmp_path / "out", merge_lora=False, targets=[tier])
+    assert prove_folder(wrapped, folder) <= 1e-5
+
+
+@pytest.mark.slow
+def test_a_damaged_adapter_is_noticed_though_its_base_is_whole(small, logits, tmp_path):
+    wrapped = adapted(small)
+    folder = save(wrapped, tmp_path / "out", merge_lora=False)
+    file = folder / ADAPTER / "adapter_model.safetensors"
+    weights = load_file(file)
+    name = next(iter(weights))
+    save_file({**weights, name: weights[name] * 1.5}, file)
+    assert verify_folder(folder, tokens(), logits) <= 1e-5
+    with pytest.raises(CheckpointError, match=r"out with its adapter gives other logits in a fresh process"):
+        prove_folder(wrapped, folder)
+    file.unlink()
+    with pytest.raises(CheckpointError, match=r"(?s)out with its adapter does not load in a fresh process.*adapter"):
+        prove_folder(wrapped, folder)
+
+
+@pytest.mark.parametrize("copies", [None, ["norm"]])
+def test_the_weights_beside_an_adapter_have_its_trained_copies(copies, small, tmp_path):
+    wrapped = adapted(small, copies=copies)
+    base = load(save(wrapped, tmp_path / "out", merge_lora=False))
+    with torch.no_grad(), without_adapter(wrapped) as alone:
+        assert torch.equal(alone(tokens()).logits, base(tokens()).logits)
+    assert not torch.equal(wrapped(tokens()).logits, base(tokens()).logits)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tier", TIERS)
+def test_that_everything_has_its_place_is_told_without_the_weights(tier, small, tmp_path):
+    verify_places(save(small, tmp_path / "good", targets=[tier]))
+    folder = save(small, tmp_path / "bad", targets=[tier])
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"] = weights["model.norm.weight"][:-1].clone()
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    resigned(folder)
+    with pytest.raises(CheckpointError, match=r"(?s)does not load in a fresh process.*model\.norm\.weight"):
+        verify_places(folder)
+    del weights["model.norm.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    resigned(folder)
+    with pytest.raises(CheckpointError, match=r"(?s)does not load in a fresh process.*model\.norm\.weight"):
+        verify_places(folder)
+
+
+def resigned(folder):
+    """Lets the manifest agree with the files as they are now."""
+    Manifest.read(folder).model_copy(update={"files": records(folder)}).write(folder)
 
 
 def test_ties_are_no_difference():

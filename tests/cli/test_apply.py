@@ -24,7 +24,7 @@ def halves(graph):
 def test_the_written_model_gives_the_masked_outputs(run, tiny, tmp_path):
     plan = halves(graph_of(str(tiny)))
     plan.save(tmp_path / "plan.json")
-    result = run("apply", tiny, tmp_path / "plan.json", "--out", tmp_path / "small")
+    result = run("apply", tiny, tmp_path / "plan.json", "--out", tmp_path / "small", "--no-prove")
     assert result.exit_code == 0, result.output
     assert "load it with:\n    model = " in result.stdout
     model = AutoModelForCausalLM.from_pretrained(tiny)
@@ -39,12 +39,13 @@ def test_a_pruned_folder_can_be_traced_and_pruned_again(run, tiny, tmp_path):
     groups = graph_of(str(tiny)).select(role="mlp.channel", layers=0)
     plan = PrunePlan.remove(graph_of(str(tiny)), {groups.names[0]: range(10)})  # layers now differ: no stock config
     plan.save(tmp_path / "plan.json")
-    result = run("apply", tiny, tmp_path / "plan.json", "--out", tmp_path / "small")
+    result = run("apply", tiny, tmp_path / "plan.json", "--out", tmp_path / "small", "--no-prove")
     assert "note: not a stock checkpoint, because " in result.stdout
     graph = graph_of(str(tmp_path / "small"))
     assert graph.by_name[groups.names[0]].size == 30
     halves(graph).save(tmp_path / "plan2.json")
-    assert run("apply", tmp_path / "small", tmp_path / "plan2.json", "--out", tmp_path / "smaller").exit_code == 0
+    result = run("apply", tmp_path / "small", tmp_path / "plan2.json", "--out", tmp_path / "smaller", "--no-prove")
+    assert result.exit_code == 0, result.output
     assert graph_of(str(tmp_path / "smaller")).by_name[groups.names[0]].size == 15
 
 
@@ -65,8 +66,21 @@ def test_a_folder_with_something_in_it_is_refused_before_anything_is_loaded(refu
 
 def test_progress_is_told_once_where_there_is_no_terminal(run, tiny, tmp_path):
     halves(graph_of(str(tiny))).save(tmp_path / "plan.json")
-    result = run("apply", tiny, tmp_path / "plan.json", "--out", tmp_path / "small")
+    result = run("apply", tiny, tmp_path / "plan.json", "--out", tmp_path / "small", "--no-prove")
     assert result.stderr.count(f"writing {tmp_path / 'small'}") == 1
+    assert "not proved" in result.stdout
+    assert "proving" not in result.stderr
+
+
+@pytest.mark.slow
+def test_the_folder_is_proved_and_how_is_said(run, tiny, tmp_path):
+    halves(graph_of(str(tiny))).save(tmp_path / "plan.json")
+    result = run("apply", tiny, tmp_path / "plan.json", "--out", tmp_path / "small")
+    assert result.exit_code == 0, result.output
+    told = " ".join(result.stdout.split())
+    assert "computes what the model cut in memory does; logits differ by at most" in told
+    assert "8 greedy tokens are the same" in told
+    assert result.stderr.count(f"proving {tmp_path / 'small'}") == 1
 
 
 def test_an_adapter_is_merged_before_cutting(run, tiny, tmp_path):
@@ -76,7 +90,8 @@ def test_an_adapter_is_merged_before_cutting(run, tiny, tmp_path):
     options = peft.LoraConfig(r=2, target_modules=["v_proj", "down_proj"], init_lora_weights=False)
     wrapped = peft.get_peft_model(model, options).eval()
     wrapped.save_pretrained(tmp_path / "adapter")
-    result = run("apply", tiny, tmp_path / "plan.json", "--adapter", tmp_path / "adapter", "--out", tmp_path / "small")
+    options = ["--adapter", tmp_path / "adapter", "--no-prove"]
+    result = run("apply", tiny, tmp_path / "plan.json", "--out", tmp_path / "small", *options)
     assert result.exit_code == 0, result.output
     merged = wrapped.merge_and_unload()
     with torch.no_grad(), masked(merged, plan):
@@ -116,7 +131,7 @@ def test_tokenizer_and_templates_are_copied_as_they_are(run, tiny, tmp_path):
         (tmp_path / "model" / file.name).write_bytes(file.read_bytes())
     for name in ("tokenizer.json", "chat_template.jinja", "preprocessor_config.json"):
         (tmp_path / "model" / name).write_text(f"{name} with  odd spacing")
-    result = run("apply", tmp_path / "model", tmp_path / "plan.json", "--out", tmp_path / "small")
+    result = run("apply", tmp_path / "model", tmp_path / "plan.json", "--out", tmp_path / "small", "--no-prove")
     assert result.exit_code == 0, result.output
     for name in ("tokenizer.json", "chat_template.jinja", "preprocessor_config.json"):
         assert (tmp_path / "small" / name).read_text() == f"{name} with  odd spacing"

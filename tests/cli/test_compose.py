@@ -14,7 +14,8 @@ def steps(run, tiny, tmp_path):
         graph = graph_of(str(model))
         removed = {g.name: which for role, which in units.items() for g in graph.select(role=role)}
         PrunePlan.remove(graph, removed).save(tmp_path / f"plan{number}.json")
-        assert run("apply", model, tmp_path / f"plan{number}.json", "--out", tmp_path / f"{number}").exit_code == 0
+        result = run("apply", model, tmp_path / f"plan{number}.json", "--out", tmp_path / f"{number}", "--no-prove")
+        assert result.exit_code == 0, result.output
         model = tmp_path / f"{number}"
     return model
 
@@ -25,7 +26,7 @@ def test_the_original_cut_once_is_the_model_cut_in_steps(run, tiny, tmp_path):
     result = run("compose", tiny, *plans, "--out", tmp_path / "whole.json")
     assert result.exit_code == 0, result.output
     assert f"graphprune apply {tiny} {tmp_path / 'whole.json'}" in result.stdout
-    assert run("apply", tiny, tmp_path / "whole.json", "--out", tmp_path / "once").exit_code == 0
+    assert run("apply", tiny, tmp_path / "whole.json", "--out", tmp_path / "once", "--no-prove").exit_code == 0
     once, stepwise = load_file(tmp_path / "once" / "model.safetensors"), load_file(last / "model.safetensors")
     assert once.keys() == stepwise.keys()
     assert all((once[name] == stepwise[name]).all() for name in once)

@@ -61,7 +61,7 @@ def test_a_classifier_is_pruned_at_once(run, classifier, spec, tmp_path):
     assert "transformers.AutoModelForSequenceClassification.from_pretrained" in result.stdout
     small = AutoModelForSequenceClassification.from_pretrained(tmp_path / "small")
     assert small.config.intermediate_size == 30
-    applied = run("apply", classifier, tmp_path / "small" / "plan.json", "--out", tmp_path / "again")
+    applied = run("apply", classifier, tmp_path / "small" / "plan.json", "--out", tmp_path / "again", "--no-prove")
     assert applied.exit_code == 0, applied.output
     assert "mlp.channel" in run("trace", tmp_path / "again").stdout
 

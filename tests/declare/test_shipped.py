@@ -115,7 +115,7 @@ def test_from_the_shell(tmp_path):
     small = tf.AutoModelForCausalLM.from_pretrained(tmp_path / "small")
     with torch.no_grad():
         assert torch.equal(small(tokens()).logits, result.model(tokens()).logits)
-    run("apply", tmp_path / "model", tmp_path / "small" / "plan.json", "--out", tmp_path / "again")
+    run("apply", tmp_path / "model", tmp_path / "small" / "plan.json", "--out", tmp_path / "again", "--no-prove")
     again = gp.load(tmp_path / "again")
     with torch.no_grad():
         assert torch.equal(small(tokens()).logits, again(tokens()).logits)

@@ -66,7 +66,7 @@ def desk(tmp_path, monkeypatch) -> Path:
 @pytest.mark.parametrize("page", PAGES, ids=named)
 def test_code_runs(page, desk, demo_graph, monkeypatch):
     # A fresh process takes seconds; checkpoints.md calls it by itself.
-    monkeypatch.setattr("graphprune.engine.run.verify_folder", lambda *_: 0.0)
+    monkeypatch.setattr("graphprune.engine.run.verify_folder", lambda *_, **options: 0.0)
     guide = page in GUIDES
     reader = Reader(page, demo_graph if guide else None, shell=guide)
     for block in blocks(page.read_text(encoding="utf-8")):

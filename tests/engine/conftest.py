@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from peft import PeftModel
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from graphprune.checkpoint import load
@@ -50,8 +51,10 @@ def tokens() -> torch.Tensor:
 def proof_in_this_process(monkeypatch):
     """The same proof as verify_folder gives, without the seconds that a fresh process takes to start."""
 
-    def verify(folder, inputs, expected_logits, text):
+    def verify(folder, inputs, expected_logits, text, *, adapter=False):
         loaded = load(folder)
+        if adapter:
+            loaded = PeftModel.from_pretrained(loaded, folder / "adapter").eval()
         with torch.no_grad():
             distance = (loaded(**inputs).logits - expected_logits).abs().max().item()
         assert distance < 1e-5

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 import graphprune
 from graphprune.checkpoint import load, save, verify_folder
+from graphprune.checkpoint.manifest import Manifest
 from graphprune.engine import run as run_module
 from graphprune.engine.pruner import Pruner
 from graphprune.engine.run import prune
@@ -44,6 +45,21 @@ def test_a_fresh_process_proves_what_was_written(mode, llama, tokens, tmp_path, 
     result = prune(llama, make_spec(mode), train_data=tokens, output=tmp_path / "small", progress=False)
     note = "a fresh process loads the folder; logits differ by at most 0; 8 greedy tokens are the same"
     assert note in result.report.notes
+    assert note in Report.read(tmp_path / "small" / "report.json").notes
+    Manifest.read(tmp_path / "small").check(tmp_path / "small")
+
+
+@pytest.mark.slow
+def test_an_adapter_that_is_kept_is_proved_beside_its_base(llama, tokens, tmp_path, monkeypatch):
+    monkeypatch.setattr(run_module, "verify_folder", verify_folder)
+    spec = make_spec(export={"merge_lora": False})
+    prune(llama, spec, train_data=tokens, output=tmp_path / "small", progress=False)
+    notes = [note for note in Report.read(tmp_path / "small" / "report.json").notes if "differ by at most" in note]
+    assert [note.partition(";")[0] for note in notes] == [
+        "a fresh process loads the folder",
+        "with the adapter beside it, which stock PEFT puts on the loaded model, logits differ by at most 0",
+    ]
+    assert all(note.endswith("8 greedy tokens are the same") for note in notes)
 
 
 @pytest.mark.slow
@@ -206,6 +222,7 @@ def test_adapters_written_apart_follow_layers_that_move_up(compact, checkpoint, 
     with torch.no_grad():
         assert (again(tokens[:2]).logits - result.model(tokens[:2]).logits).abs().max() < 1e-5
     assert str(tmp_path / "small") == again.peft_config["default"].base_model_name_or_path
+    assert sum("logits differ by at most" in note for note in result.report.notes) == 2
 
 
 def test_weights_alone_need_no_text(llama, tmp_path):

@@ -110,5 +110,5 @@ def test_nothing_is_left_of_a_refused_adapter(pair):
     graph = gp.trace(tiny("llama", hidden_size=32))
     plan = gp.PrunePlan.remove(graph, {graph.select(role="mlp.channel").names[0]: [1]})
     with pytest.raises(CheckpointError):
-        gp.apply(pair / "model", plan, pair / "small", adapter=pair / "adapter")
+        gp.apply(pair / "model", plan, pair / "small", adapter=pair / "adapter", prove=False)
     assert not (pair / "small").exists()

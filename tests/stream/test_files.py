@@ -24,7 +24,7 @@ def checkpoint(tmp_path):
 def refused(checkpoint, message):
     """Applies a plan, expects an error that says so, and nothing left."""
     with pytest.raises(CheckpointError, match=message):
-        gp.apply(checkpoint / "model", thirds(gp.trace(tiny("llama"))), checkpoint / "small")
+        gp.apply(checkpoint / "model", thirds(gp.trace(tiny("llama"))), checkpoint / "small", prove=False)
     assert [p.name for p in checkpoint.iterdir()] == ["model"]
 
 
@@ -89,7 +89,7 @@ def test_a_shape_that_contradicts_the_config_is_named(checkpoint):
     config = checkpoint / "model" / "config.json"
     config.write_text(config.read_text().replace('"intermediate_size": 40', '"intermediate_size": 44'))
     with pytest.raises(CheckpointError, match=r"9 tensors have other sizes, such as '.*': expected \(\d+, \d+\), got"):
-        gp.apply(checkpoint / "model", thirds(gp.trace(tiny("llama"))), checkpoint / "small")
+        gp.apply(checkpoint / "model", thirds(gp.trace(tiny("llama"))), checkpoint / "small", prove=False)
 
 
 def test_a_missing_shard_is_named(checkpoint):

@@ -21,3 +21,9 @@ def test_cases_pass_or_say_why_not(capsys):
     assert "unknown architecture 'no such thing'" in bad.problem
     main(["gpt2"])
     assert capsys.readouterr().out == "gpt2: passes, logits differ by 0.0e+00\n1 of 1 pass\n"
+
+
+@pytest.mark.slow
+def test_files_that_number_a_weight_from_the_second_layer_on_are_found_again_without_the_first():
+    (found,) = outcomes(["inkling2_text"])
+    assert not found.problem

@@ -77,8 +77,8 @@ def _too_large(small: nn.Module, original: int) -> str:
     if 2 * needed <= there:
         return ""
     return (
-        f"that takes {needed / 1e9:.1f} GB for weights alone, and {there / 1e9:.1f} GB are free (--prove, prove=True, "
-        "compares it all the same)"
+        f"that takes {needed / 1e9:.1f} GB for weights alone, more than half of the {there / 1e9:.1f} GB that are free "
+        "(--prove, prove=True, compares it all the same)"
     )
 
 

@@ -9,7 +9,8 @@ import graphprune as gp
 
 
 def thirds(graph: gp.DependencyGraph, *, layers: bool = False) -> gp.PrunePlan:
-    """Removes a third of every group, scattered and elsewhere in every layer; with ``layers`` also the second layer.
+    """Removes a third of every group, scattered and elsewhere in every layer; with ``layers`` also the second layer,
+    or another that may go.
 
     Channels of experts go in fours: kernels want rows of 16 bytes.
     """
@@ -19,7 +20,10 @@ def thirds(graph: gp.DependencyGraph, *, layers: bool = False) -> gp.PrunePlan:
         if group.frozen is not None or group.size <= group.minimum or group.role == "vocab":
             continue
         if group.role == "layer":
-            units |= {group.name: [1]} if layers else {}
+            free = [
+                unit for unit in (1, 0, *range(2, group.size)) if not any(set(k) <= {unit} for k in group.essential)
+            ]
+            units |= {group.name: free[:1]} if layers else {}
             continue
         count = max(1, min(group.size // 3, group.size - group.minimum))
         count = max(4, count // 4 * 4) if group.role == "moe.channel" else count

@@ -20,7 +20,7 @@ from graphprune.evaluate import evaluate
 from graphprune.problems import did_you_mean
 from graphprune.study.cell import run_cell
 from graphprune.study.checks import check_grid, check_questions
-from graphprune.study.folder import IndexedCell, ResultsFolder
+from graphprune.study.folder import STUDY_FILE, IndexedCell, ResultsFolder
 from graphprune.study.grid import Cell, Grid, grid
 from graphprune.study.keys import idle_axes, questions_fingerprint
 from graphprune.study.log import log_file, quiet_engine
@@ -123,7 +123,8 @@ class Work:
         cells: with their keys, in order; several may have the same.
         notes: on the grid as a whole.
         options: of the command line, that the command of a cell needs.
-        again: keys of failed cells that are run again.
+        in_memory: whether text was given that no file of the study names.
+        pace: how long cells take.
     """
 
     grid: Grid
@@ -132,6 +133,7 @@ class Work:
     cells: list[tuple[Cell, Keys]]
     notes: list[str]
     options: list[str] = field(default_factory=list)
+    in_memory: bool = False
     pace: Pace = field(default_factory=Pace)
 
     @classmethod
@@ -166,7 +168,8 @@ class Work:
         options = [] if dtype == "auto" else ["--dtype", dtype]
         options += [] if device is None else ["--device", str(device)]
         options += ["--trust-remote-code"] if trust_remote_code else []
-        work = cls(cells, found, folder, keyed, idle_axes(cells), options)
+        in_memory = data is not None or evaluation is not None
+        work = cls(cells, found, folder, keyed, idle_axes(cells), options, in_memory)
         for cell, keys in keyed:
             record = folder.cell(keys.cell)
             if record is not None and record.status == "done":
@@ -216,8 +219,12 @@ class Work:
             key = subject.dense_key
             if self.folder.dense(key) is not None or not shares.take(key):
                 continue
-            model, _ = subject.source.load(subject.source.device)
-            found = evaluate(model, subject.tokenizer, self.grid.study.measure, name=label)
+            try:
+                model, _ = subject.source.load(subject.source.device)
+                found = evaluate(model, subject.tokenizer, self.grid.study.measure, name=label)
+            except Exception:  # as in a cell, the grid goes on
+                log.exception("%s as it came could not be measured", label)
+                continue
             self.folder.keep(DenseRecord(key=key, model=label, evaluation=found))
 
     def run(self, todo: list[tuple[Cell, Keys]], shares: Shares, told: Progress) -> None:
@@ -239,9 +246,10 @@ class Work:
         return None if seconds is None else seconds / (1 if shares is None else shares.count)
 
     def command(self, keys: Keys) -> str:
-        """The command that repeats a cell alone."""
-        place = self.folder.path
-        parts = ["graphprune", "compare", str(place / "study.yaml"), "--out", str(place), *self.options]
+        """The command that repeats a cell alone, in a folder of its own; empty where its text was given in memory."""
+        if self.in_memory:
+            return ""
+        parts = ["graphprune", "compare", str(self.folder.path / STUDY_FILE), "--out", "again", *self.options]
         return shlex.join([*parts, "--only", keys.cell])
 
     def _kept(self, cell: Cell, keys: Keys) -> CellRecord:

@@ -13,7 +13,7 @@ import yaml
 
 from graphprune.errors import SpecError
 from graphprune.problems import Lines, did_you_mean, file_text, validated
-from graphprune.study.schema import Study
+from graphprune.study.schema import SHORT, Study
 from graphprune.yaml_lines import read_yaml
 
 STUDY = "study:"
@@ -64,7 +64,11 @@ def read_study(
             raise SpecError(problems, name)
     for path, wanted in (changes or {}).items():
         value, lines = _changed(value, lines, path, wanted)
-    return StudyFile(validated(Study, value, lines, name, required="vary"), name, lines)
+    study = validated(Study, value, lines, name, required="vary")
+    problems = [*_no_such_axis(study), *_varied(study, changes or {})]
+    if problems:
+        raise SpecError(problems, name)
+    return StudyFile(study, name, lines)
 
 
 def load_study(source: Study | Mapping[str, Any] | str | os.PathLike[str]) -> Study:
@@ -110,6 +114,27 @@ def _text(name: str) -> str:
 def _plain(study: Study) -> dict[str, Any]:
     plain: dict[str, Any] = study.model_dump(mode="json", exclude_defaults=True, exclude_none=True)
     return plain
+
+
+def _no_such_axis(study: Study) -> list[str]:
+    """What the report is to show along an axis that there is not."""
+    axes = list(study.vary)
+    return [
+        f"{key}: expected an axis ({', '.join(axes)}), got '{name}'.{did_you_mean(name, axes)}"
+        for key, name in (("series", study.series), ("across", study.across))
+        if name is not None and name not in axes
+    ]
+
+
+def _varied(study: Study, changes: Mapping[str, Any]) -> list[str]:
+    """What was to be changed, but is different in every cell."""
+    paths = {SHORT.get(axis, axis): axis for axis in study.vary}
+    return [
+        f"{path}: was to be {value}, but the study varies it: axis '{axis}' ({', '.join(map(str, study.vary[axis]))})"
+        for path, value in changes.items()
+        for varied, axis in paths.items()
+        if path.removeprefix("spec.") == varied
+    ]
 
 
 def _changed(value: Any, lines: Lines, path: str, wanted: Any) -> tuple[Any, Lines]:

@@ -146,7 +146,7 @@ def _check_report() -> None:
 
     from graphprune.errors import MissingExtraError
 
-    for package in ("pandas", "matplotlib"):
+    for package in ("pandas", "matplotlib", "pyarrow"):
         if importlib.util.find_spec(package) is None:
             raise MissingExtraError(package, "report", "the report (which --no-report leaves out)")
 

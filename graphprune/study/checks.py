@@ -12,7 +12,7 @@ from graphprune.checkpoint.structure import structure
 from graphprune.declare import declare
 from graphprune.engine.modes import needs_data
 from graphprune.engine.original import Source
-from graphprune.engine.prepare import check_purpose
+from graphprune.engine.prepare import check_purpose, positions
 from graphprune.engine.quantise import check_available
 from graphprune.errors import GraphPruneError, SpecError
 from graphprune.evaluate import Questions
@@ -54,6 +54,7 @@ def check_grid(grid: Grid, models: Mapping[str, Source], *, given: bool) -> None
         else:
             cells = [cell for cell in grid.cells if cell.model == label]
             problems += grid.told(_problems(cells, found, given=given))
+            problems += [f"model {label}: {problem}" for problem in _unreadable(grid.study.measure, found.model)]
     if problems:
         raise SpecError(problems, grid.file.name)
 
@@ -71,6 +72,21 @@ def check_questions(questions: Questions, source: str = "study") -> None:
         problems += [f"measure.tasks: {problem}" for problem in check_data(questions.tasks)]
     if problems:
         raise SpecError(problems, source)
+
+
+def _unreadable(questions: Questions, model: Any) -> list[str]:
+    """What is to be measured with more tokens than the model reads at once."""
+    most = positions(model)
+    if most is None:
+        return []
+    problems = []
+    if questions.texts and questions.length is not None and questions.length > most:
+        problems.append(f"measure.length: expected at most {most}, the positions it knows, got {questions.length}")
+    if questions.latency and questions.new_tokens >= most:
+        problems.append(
+            f"measure.new_tokens: expected fewer than {most}, the positions it knows, with room for a prompt"
+        )
+    return problems
 
 
 def _structure(label: str, source: Source) -> _Structure | str:

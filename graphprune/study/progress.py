@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
+from rich.text import Text
 
 from graphprune.study.grid import Cell
 from graphprune.study.pace import duration
 from graphprune.study.records import CellRecord
 
 log = logging.getLogger(__name__)
+
+
+class _Left(ProgressColumn):
+    """The time until everything is done, which goes down while a cell is running."""
+
+    def render(self, task: Task) -> Text:
+        end = task.fields["end"]
+        return Text("" if end is None else f"about {duration(max(end - time.monotonic(), 0))} left")
 
 
 class Progress:
@@ -32,11 +42,11 @@ class Progress:
             BarColumn(bar_width=20),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TextColumn("{task.fields[left]}", markup=False),
+            _Left(),
             console=console,
             disable=not (shown and console.is_terminal),
         )
-        self._task = self._bar.add_task("cells", total=None, left="")
+        self._task = self._bar.add_task("cells", total=None, end=None)
         self._total = self._done = 0
 
     @contextmanager
@@ -53,8 +63,8 @@ class Progress:
 
     def starts(self, cell: Cell, left: float | None) -> None:
         """A cell begins; ``left`` are the seconds until everything is done."""
-        told = "" if left is None else f"about {duration(left)} left"
-        self._bar.update(self._task, description=str(cell), left=told)
+        end = None if left is None else time.monotonic() + left
+        self._bar.update(self._task, description=str(cell), end=end)
 
     def skipped(self) -> None:
         """Another process has taken the cell."""

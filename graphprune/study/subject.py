@@ -66,6 +66,11 @@ class Subject:
             CheckpointError: it cannot be loaded.
         """
         model, tokenizer = source.load()
+        asked = [name for name in ("texts", "tasks") if getattr(grid.study.measure, name)]
+        if asked and tokenizer is None:
+            raise SpecError(
+                f"model {label}: measure.{asked[0]} needs a tokenizer, and there is none with it", grid.file.name
+            )
         embedding = model.get_input_embeddings()
         vocabulary = None if embedding is None else int(embedding.weight.shape[0])
         weights, traced = weights_fingerprint(model), trace(model)

@@ -3,7 +3,8 @@
     python -m tests.docs.tables      # from the root of the repository: fills them in anew
 
 On a page a table stands between ``<!-- table: KIND NAME -->`` and ``<!-- end of table -->``; kinds are ``section`` (of
-a spec or a study), ``criterion`` (its options), ``verb`` (its arguments and options) and ``tasks`` (what models are for).
+a spec or a study), ``criterion`` (its options), ``verb`` (its arguments and options) and ``tasks`` (what models are
+for).
 """
 
 from __future__ import annotations

@@ -54,6 +54,13 @@ def test_a_model_that_is_not_there_is_named_beside_the_rest(cells, small, tiny, 
     )
 
 
+def test_what_is_measured_has_to_be_readable(told, small):
+    measure = {"texts": ["a.txt"], "length": 100, "latency": True, "new_tokens": 64}
+    first, second = told(small(vary={"ratio": [0.5]}, measure=measure))
+    assert first == "model tiny: measure.length: expected at most 64, the positions it knows, got 100"
+    assert second.startswith("model tiny: measure.new_tokens: expected fewer than 64")
+
+
 def test_cells_that_ask_the_same_are_looked_at_once(cells, small, tiny, monkeypatch):
     looked = []
     monkeypatch.setattr(checks.validate, "check", lambda spec, graph: looked.append(spec))

@@ -253,6 +253,12 @@ def test_text_that_is_missing_is_told_before_anything_runs(go, small, runs):
     assert not runs
 
 
+def test_texts_cannot_be_measured_without_a_tokenizer(go, small, tmp_path):
+    (tmp_path / "a.txt").write_text("text")
+    with pytest.raises(SpecError, match=r"model tiny: measure.texts needs a tokenizer, and there is none with it"):
+        go(small(vary={"ratio": [0.5]}, measure={"texts": [str(tmp_path / "a.txt")]}))
+
+
 def test_cells_that_another_process_has_taken_are_left_to_it(small, tiny, ids, tmp_path, runs):
     class Other(Shares):
         def take(self, key):

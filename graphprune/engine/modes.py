@@ -22,6 +22,7 @@ from graphprune.engine.pruner import PruneEvent
 from graphprune.engine.rounds import batches_of_round, choose
 from graphprune.engine.shared_folder import SharedFolder
 from graphprune.engine.training import train
+from graphprune.engine.uncoupled import choose_apart
 from graphprune.errors import DataError
 from graphprune.export.limits import Limits
 from graphprune.graph import DependencyGraph, Group
@@ -100,6 +101,9 @@ def one_shot(job: Job) -> Outcome:
 
     Of several processes each scores the same batches, and all of them go by what the main one has found.
     """
+    if not job.spec.coupled:
+        with job.stage("score"):
+            return _cut(job, *choose_apart(job.model, job.graph, job.spec, _batches(job, 0), job.limits))
     with job.stage("score"), processes.together():
         found = choose(job.model, job.graph, job.spec, lambda index: _batches(job, index), job.limits)
     plan, scores = processes.from_main(lambda: found)

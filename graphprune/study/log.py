@@ -18,11 +18,15 @@ def log_file(folder: Path, rank: int) -> Iterator[None]:
     handler = logging.FileHandler(folder / name, encoding="utf-8", delay=True)
     handler.setFormatter(logging.Formatter(_FORMAT))
     logger = logging.getLogger(_ALL)
+    level = logger.level
     logger.addHandler(handler)
+    if logger.getEffectiveLevel() > logging.INFO:
+        logger.setLevel(logging.INFO)
     try:
         yield
     finally:
         logger.removeHandler(handler)
+        logger.setLevel(level)
         handler.close()
 
 

@@ -43,7 +43,7 @@ def duration(seconds: float | None) -> str:
     """``1 h 5 min``, or nothing where it is not known."""
     if seconds is None:
         return "unknown"
-    if seconds < 60:
+    if seconds < 59.5:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -1,0 +1,65 @@
+"""Settings ranked at every place, with intervals: which cannot be told from the best."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+from graphprune.study.findings import Findings
+from graphprune.study.layout import Place
+from graphprune.study.metrics import Metric
+from graphprune.study.report.curves import file_name
+from graphprune.study.report.dots import Dot, Panel, draw
+from graphprune.study.report.figures import Picture
+from graphprune.study.report.words import join, told
+
+
+def pictures(findings: Findings, metric: Metric) -> list[Picture]:
+    """A figure per facet, with a panel per point."""
+    layout, found = findings.layout, []
+    for number, facet in enumerate(layout.facets, start=1):
+        places = [p for p in findings.places if p.facet == facet and findings.standing(metric, p).best is not None]
+        if not places or len(layout.settings) < 2:
+            continue
+        panels = [_panel(findings, metric, place) for place in places]
+        title = layout.title(facet)
+        caption = f"{told(metric.label)}, ranked{f' ({title})' if title else ''}. "
+        if len(layout.seeds) > 1:
+            caption += "Bars: 95 % interval of the mean over seeds (Student's t), cut off where it leaves the panel. "
+            caption += "Filled: cannot be told from the best; hollow: worse than it, or not to be judged."
+        else:
+            caption += "One seed: no interval, and no verdict."
+        name = file_name(f"ranking-{metric.column}") + (f"-{number}" if len(layout.facets) > 1 else "")
+        alt = f"{told(metric.label)}, ranked. " + " ".join(_words(findings, metric, place) for place in places)
+        found.append(Picture(name, alt, caption, partial(draw, panels)))
+    return found
+
+
+def _panel(findings: Findings, metric: Metric, place: Place) -> Panel:
+    layout, standing = findings.layout, findings.standing(metric, place)
+    dots = []
+    for name, e in standing.estimates.items():
+        low, high = e.interval or (math.nan, math.nan)
+        dots.append(Dot(name, e.mean, low, high, filled=standing.decided and name in standing.group))
+    for name in layout.settings:
+        if name not in standing.estimates:
+            cells = layout.select(place.facet, place.point, name)
+            if cells:
+                failed = [cell.error for cell in cells if cell.status == "failed"]
+                dots.append(
+                    Dot(name, math.nan, note=f"failed: {failed[0].partition(':')[0]}" if failed else "not measured")
+                )
+    model = layout.model(place.facet)
+    dense = metric.dense.get(model) if model else None
+    values = [dot.value for dot in dots if math.isfinite(dot.value)]
+    # The dense model is a far line that squeezes everything else, unless it is near.
+    near = dense is not None and (0.75 * min(values) < dense < 1.33 * max(values))
+    return Panel(layout.at(place.point), metric.label, dots, metric.ratio, not metric.ratio, dense if near else None)
+
+
+def _words(findings: Findings, metric: Metric, place: Place) -> str:
+    standing = findings.standing(metric, place)
+    first = list(standing.estimates.items())[:3]
+    told_values = join([f"{name} {metric.show(e.mean)}" for name, e in first])
+    where = findings.layout.at(place.point)
+    return f"{told(where) + ': ' if where else ''}{told_values} lead."

@@ -109,17 +109,15 @@ class Layout:
 
     def select(self, facet: tuple[str, ...], point: str | None = None, setting: str | None = None) -> list[CellRecord]:
         """The cells of a facet, of one point and of one setting where they are given, in the order of the grid."""
-        return [
-            cell
-            for cell in self._by_facet.get(facet, ())
-            if (point is None or self.point(cell) == point) and (setting is None or self.setting(cell) == setting)
-        ]
+        return self._by_place.get((facet, point, setting), [])
 
     @cached_property
-    def _by_facet(self) -> dict[tuple[str, ...], list[CellRecord]]:
-        found: dict[tuple[str, ...], list[CellRecord]] = {}
+    def _by_place(self) -> dict[tuple[tuple[str, ...], str | None, str | None], list[CellRecord]]:
+        found: dict[tuple[tuple[str, ...], str | None, str | None], list[CellRecord]] = {}
         for cell in self.cells:
-            found.setdefault(self.facet(cell), []).append(cell)
+            for point in (self.point(cell), None):
+                for setting in (self.setting(cell), None):
+                    found.setdefault((self.facet(cell), point, setting), []).append(cell)
         return found
 
     def model(self, facet: tuple[str, ...]) -> str | None:

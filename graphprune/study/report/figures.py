@@ -77,7 +77,7 @@ class Picture:
                 figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
                 found[canvas.name] = _shorter(text.getvalue())
                 if canvas.wide:
-                    figure.savefig(folder / f"{stem}.png", dpi=192, metadata={"Software": None})
+                    figure.savefig(folder / f"{stem}.png", dpi=160, metadata={"Software": None})
             (folder / f"{stem}.svg").write_text(found[canvas.name], encoding="utf-8")
         return found
 
@@ -99,6 +99,7 @@ def drawing(canvas: Canvas) -> Iterator[None]:
         "axes.titlesize": canvas.font,
         "axes.labelsize": canvas.font,
         "axes.titlelocation": "left",
+        "axes.titley": 1.0,
         "axes.edgecolor": FAINT,
         "axes.linewidth": 0.7,
         "axes.labelcolor": INK,

@@ -95,7 +95,7 @@ def _overview(findings: Findings, metric: Metric) -> str:
     layout = findings.layout
     standings = [findings.standing(metric, place) for place in findings.places]
     decided = [standing for standing in standings if standing.decided]
-    settings = f"{count(len(layout.settings), 'setting')} of {layout.series}"
+    settings = f"{count(len(layout.settings), 'value')} of {layout.series}"
     runs = f"{settings}, {count(len(layout.cells), 'run')}, {count(len(layout.seeds), 'seed')}"
     if not decided:
         why = " One seed tells nothing about how results scatter." if len(layout.seeds) == 1 else ""

@@ -49,23 +49,32 @@ class Panel:
     show: Callable[[float], str] | None = None
 
 
-def draw(panels: Sequence[Panel], canvas: Canvas) -> Figure:
-    """The panels side by side as far as there is room, names of the rows to the left of each."""
+def draw(panels: Sequence[Panel], canvas: Canvas, *, shared: bool = False) -> Figure:
+    """The panels side by side as far as there is room.
+
+    Args:
+        panels: at least one.
+        canvas: the size.
+        shared: whether all of them have the same rows in the same order, which are then named once per line.
+    """
     names = list(dict.fromkeys(dot.name for panel in panels for dot in panel.dots))
     most = 2.3 if canvas.wide else 1.35
     left = min(most, max(width_of(name, canvas.font) for name in names) + 0.16)
-    columns = max(1, min(len(panels), int(canvas.width / (left + 1.9)), 4))
-    rows = max(len(panel.dots) for panel in panels)
-    height = rows * canvas.font / 72 * 1.5 + 0.1
-    grid = Grid(canvas, len(panels), columns, height, left, 0.2, 0.34, 0.55)
+    inside = 1.4 if canvas.wide else 0.85
+    fitting = int((canvas.width - left) / (inside + 0.4)) if shared else int(canvas.width / (left + 1.9))
+    columns = max(1, min(len(panels), fitting, 6 if shared else 4))
+    height = max(len(panel.dots) for panel in panels) * canvas.font / 72 * 1.5 + 0.1
+    bottom = 0.55 if any(panel.label for panel in panels) else 0.36
+    grid = Grid(canvas, len(panels), columns, height, left, 0.2, 0.34, bottom, gutter=0.2 if shared else None)
     short = dict(zip(names, fit_all(names, left - 0.12, canvas.font), strict=True))
     figure, axes = grid.make()
-    for axis, panel in zip(axes, panels, strict=True):
-        _panel(axis, panel, rows, short, grid, canvas)
+    for index, (axis, panel) in enumerate(zip(axes, panels, strict=True)):
+        first = not shared or index % columns == 0
+        _panel(axis, panel, [short[dot.name] if first else "" for dot in panel.dots], grid, canvas)
     return figure
 
 
-def _panel(axis: Axes, panel: Panel, rows: int, short: dict[str, str], grid: Grid, canvas: Canvas) -> None:
+def _panel(axis: Axes, panel: Panel, labels: Sequence[str], grid: Grid, canvas: Canvas) -> None:
     known = [dot for dot in panel.dots if math.isfinite(dot.value)]
     bounds = [dot.value for dot in known] + ([panel.line] if panel.line is not None else [])
     # Intervals of settings that scatter wildly may leave the panel; the dots may not.
@@ -76,7 +85,7 @@ def _panel(axis: Axes, panel: Panel, rows: int, short: dict[str, str], grid: Gri
         floor, ceiling = (low / reach, high * reach) if panel.log else (low - reach, high + reach)
         low = max(floor, min([low, *spans]))
         high = min(ceiling, max([high, *spans]))
-        value_axis(axis.xaxis, low, high, log=panel.log, most=4, percent=panel.percent)
+        value_axis(axis.xaxis, low, high, log=panel.log, most=4 if grid.panel_width > 1.6 else 3, percent=panel.percent)
         if panel.show is not None:
             label_with(axis.xaxis, panel.show)
     if panel.line is not None:
@@ -96,9 +105,10 @@ def _panel(axis: Axes, panel: Panel, rows: int, short: dict[str, str], grid: Gri
             axis.plot([dot.low, dot.high], [row, row], color=color, linewidth=1.6, solid_capstyle="butt")
         face = color if dot.filled else "white"
         axis.plot(dot.value, row, "o", markersize=5.5, markerfacecolor=face, markeredgecolor=color, zorder=3)
+    rows = max(len(panel.dots), round((grid.height - 0.1) / (canvas.font / 72 * 1.5)))
     axis.set_ylim(rows - 0.4, -0.6)
-    axis.set_yticks(range(len(panel.dots)), [short[dot.name] for dot in panel.dots], fontsize=canvas.font)
+    axis.set_yticks(range(len(panel.dots)), labels, fontsize=canvas.font)
     axis.tick_params(axis="y", length=0)
     axis.spines["left"].set_visible(False)
-    axis.set_title(fit(panel.title, grid.panel_width + grid.left, canvas.font), fontweight="bold", x=-0.0)
+    axis.set_title(fit(panel.title, grid.panel_width + 0.1, canvas.font), fontweight="bold")
     axis.set_xlabel(fit(panel.label, grid.panel_width + 0.3, canvas.font))

@@ -201,7 +201,8 @@ class Grid:
     """Panels of one size on a canvas, with room around each; all in inches.
 
     ``left``, ``right``, ``top`` and ``bottom`` are the room of every panel for its own labels; ``head`` and ``foot``
-    are above and below all of them.
+    are above and below all of them. With a ``gutter``, panels that share their labels have these only in the first
+    column, and so much room before the others.
     """
 
     canvas: Canvas
@@ -214,6 +215,7 @@ class Grid:
     bottom: float = 0.45
     head: float = 0.0
     foot: float = 0.0
+    gutter: float | None = None
 
     @property
     def rows(self) -> int:
@@ -223,7 +225,12 @@ class Grid:
     @property
     def panel_width(self) -> float:
         """Of the inside of a panel."""
-        return self.canvas.width / self.columns - self.left - self.right
+        return (
+            self.canvas.width - sum(self._before(column) + self.right for column in range(self.columns))
+        ) / self.columns
+
+    def _before(self, column: int) -> float:
+        return self.left if self.gutter is None or column == 0 else self.gutter
 
     @property
     def figure_height(self) -> float:
@@ -241,7 +248,7 @@ class Grid:
         panels = []
         for index in range(self.count):
             row, column = divmod(index, self.columns)
-            x = column * width / self.columns + self.left
+            x = sum(self._before(k) for k in range(column + 1)) + column * (self.panel_width + self.right)
             y = height - self.head - (row + 1) * (self.top + self.height + self.bottom) + self.bottom
             box = (x / width, y / height, self.panel_width / width, self.height / height)
             panels.append(figure.add_axes(box))

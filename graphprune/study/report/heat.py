@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -53,18 +53,19 @@ def draw(
     """
     names = list(dict.fromkeys(name for heat in heats for name in heat.rows))
     left = min(2.2 if canvas.wide else 1.3, max(width_of(name, canvas.font) for name in names) + 0.14)
-    fitting = int(canvas.width / (left + 0.12 + room))
-    columns = max(1, min(len(heats), beside if beside <= fitting else min(fitting, 3)))
-    rows = max(len(heat.rows) for heat in heats)
-    grid = Grid(
-        canvas, len(heats), columns, rows * canvas.font / 72 * 1.5, left, 0.12, 0.34,
-        0.5 if any(heat.label for heat in heats) else 0.32, 0.62,
-    )  # fmt: skip
+    fitting = max(1, int((canvas.width - left) / (room + 0.24)))
+    columns = min(len(heats), min(beside, fitting))
+    foot = 0.5 if any(heat.label for heat in heats) else 0.32
+    height = len(names) * canvas.font / 72 * 1.5
+    grid = Grid(canvas, len(heats), columns, height, left, 0.12, 0.34, foot, 0.62, gutter=0.12)
     short = dict(zip(names, fit_all(names, left - 0.1, canvas.font), strict=True))
     figure, panels = grid.make()
     image = None
-    for panel, heat in zip(panels, heats, strict=True):
-        image = _panel(panel, heat, rows, short, grid, canvas, low, high, numbers=numbers)
+    for index, (panel, heat) in enumerate(zip(panels, heats, strict=True)):
+        labels = [short[name] for name in names] if index % columns == 0 else [""] * len(names)
+        rows = np.full((len(names), heat.values.shape[1]), np.nan)
+        rows[[names.index(name) for name in heat.rows]] = heat.values
+        image = _panel(panel, replace(heat, rows=labels, values=rows), grid, canvas, low, high, numbers=numbers)
     assert image is not None
     length = min(3.0, canvas.width - 0.4)
     box = (0.1 / canvas.width, 1 - 0.14 / grid.figure_height, length / canvas.width, 0.12 / grid.figure_height)
@@ -80,17 +81,13 @@ def draw(
     return figure
 
 
-def _panel(
-    panel: Axes, heat: Heat, rows: int, short: dict[str, str], grid: Grid, canvas: Canvas, low: float, high: float,
-    *, numbers: bool,
-) -> Any:  # fmt: skip
+def _panel(panel: Axes, heat: Heat, grid: Grid, canvas: Canvas, low: float, high: float, *, numbers: bool) -> Any:
     values = np.ma.masked_invalid(heat.values)
     panel.set_facecolor("#eeeeee")
     image = panel.imshow(values, aspect="auto", cmap=MAPS, vmin=low, vmax=high, interpolation="nearest")
     for spine in panel.spines.values():
         spine.set_visible(False)
-    panel.set_ylim(rows - 0.5, -0.5)
-    panel.set_yticks(range(len(heat.rows)), [short[name] for name in heat.rows], fontsize=canvas.font)
+    panel.set_yticks(range(len(heat.rows)), list(heat.rows), fontsize=canvas.font)
     room = grid.panel_width / max(1, len(heat.columns))
     widest = max(width_of(label, canvas.font - 1.5) for label in heat.columns) + 0.08
     step = max(1, math.ceil(widest / room))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import partial
 
 from graphprune.study.findings import Findings
@@ -10,7 +11,7 @@ from graphprune.study.layout import Place
 from graphprune.study.metrics import Metric
 from graphprune.study.report.curves import file_name
 from graphprune.study.report.dots import Dot, Panel, draw
-from graphprune.study.report.figures import Picture
+from graphprune.study.report.figures import MANY, Picture
 from graphprune.study.report.words import join, told
 
 
@@ -21,9 +22,12 @@ def pictures(findings: Findings, metric: Metric) -> list[Picture]:
         places = [p for p in findings.places if p.facet == facet and findings.standing(metric, p).best is not None]
         if not places or len(layout.settings) < 2:
             continue
-        panels = [_panel(findings, metric, place) for place in places]
+        many = len(layout.settings) > MANY
+        order = list(findings.standing(metric, places[-1]).estimates) if many else []
+        panels = [_panel(findings, metric, place, order) for place in places]
         title = layout.title(facet)
         caption = f"{told(metric.label)}, ranked{f' ({title})' if title else ''}. "
+        caption += f"In the order of {layout.at(places[-1].point)}. " if many else ""
         if len(layout.seeds) > 1:
             caption += "Bars: 95 % interval of the mean over seeds (Student's t), cut off where it leaves the panel. "
             caption += "Filled: cannot be told from the best; hollow: worse than it, or not to be judged."
@@ -31,11 +35,12 @@ def pictures(findings: Findings, metric: Metric) -> list[Picture]:
             caption += "One seed: no interval, and no verdict."
         name = file_name(f"ranking-{metric.column}") + (f"-{number}" if len(layout.facets) > 1 else "")
         alt = f"{told(metric.label)}, ranked. " + " ".join(_words(findings, metric, place) for place in places)
-        found.append(Picture(name, alt, caption, partial(draw, panels)))
+        found.append(Picture(name, alt, caption, partial(draw, panels, shared=many)))
     return found
 
 
-def _panel(findings: Findings, metric: Metric, place: Place) -> Panel:
+def _panel(findings: Findings, metric: Metric, place: Place, order: Sequence[str]) -> Panel:
+    """Best first; with an ``order``, settings in that one, and all of them."""
     layout, standing = findings.layout, findings.standing(metric, place)
     dots = []
     for name, e in standing.estimates.items():
@@ -44,11 +49,14 @@ def _panel(findings: Findings, metric: Metric, place: Place) -> Panel:
     for name in layout.settings:
         if name not in standing.estimates:
             cells = layout.select(place.facet, place.point, name)
-            if cells:
+            if cells or order:
                 failed = [cell.error for cell in cells if cell.status == "failed"]
                 dots.append(
                     Dot(name, math.nan, note=f"failed: {failed[0].partition(':')[0]}" if failed else "not measured")
                 )
+    if order:
+        places = {name: number for number, name in enumerate([*order, *(n for n in layout.settings if n not in order)])}
+        dots.sort(key=lambda dot: places[dot.name])
     model = layout.model(place.facet)
     dense = metric.dense.get(model) if model else None
     values = [dot.value for dot in dots if math.isfinite(dot.value)]

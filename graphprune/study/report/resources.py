@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from graphprune.report.stages import Stage
 from graphprune.study.findings import Findings
@@ -123,7 +124,7 @@ def _picture(findings: Findings, place: Place, resources: Sequence[Resource], su
         f"resources{suffix}",
         f"Time and memory of pruning{f', {where}' if where else ''}. {' '.join(parts)}",
         f"Time and memory{f' ({where})' if where else ''}. Bars: smallest to largest over the seeds.",
-        lambda canvas: draw(panels, canvas),
+        partial(draw, panels, shared=True),
     )
 
 

@@ -37,15 +37,18 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Facet = tuple[str, ...]
+_CLOCK = 0.02
+"""What repeated timings of the same thing differ by."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a result costs to run."""
+    """What a result costs to run; costs that differ by a share of less than ``tolerance`` count as the same."""
 
     name: str
     of: Callable[[CellRecord], float]
     show: Callable[[float], str]
+    tolerance: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -90,8 +93,8 @@ def costs() -> tuple[Cost, ...]:
         ("KV-cache bytes per token", lambda m: m.cache_bytes_per_token, words.size),
     ]
     return (
-        Cost("time to read a prompt", _timed(_prefill), words.seconds),
-        Cost("time per decoded token", _timed(_decode), words.seconds),
+        Cost("time to read a prompt", _timed(_prefill), words.seconds, _CLOCK),
+        Cost("time per decoded token", _timed(_decode), words.seconds, _CLOCK),
         *(Cost(name, _sized(read), show) for name, read, show in sizes),
     )
 
@@ -112,7 +115,8 @@ def section(findings: Findings) -> Section | None:
         caption = f"{title}{metric.label} against cost, means over seeds{lines}; the better ones are "
         caption += "below and to the left." if metric.lower else "above and to the left."
         if not few:
-            caption += " In colour: what nothing else beats in both, numbered as in the table below."
+            caption += " In colour: what nothing else beats in both, numbered as in the table below; "
+            caption += "times within 2 % count as the same."
         blocks.append(
             Picture(
                 "cost" + (f"-{number}" if len(layout.facets) > 1 else ""),
@@ -143,14 +147,20 @@ def _varies(spots: Sequence[Spot]) -> bool:
     return len(values) > 1 and max(values) > 1.001 * min(values)
 
 
-def front(spots: Sequence[Spot], *, lower: bool) -> list[Spot]:
-    """The spots that no other one equals or beats in both, cheapest first."""
+def front(spots: Sequence[Spot], *, lower: bool, tolerance: float = 0.0) -> list[Spot]:
+    """The spots that no better one costs as little as, cheapest first.
+
+    Args:
+        spots: settings.
+        lower: whether lower quality values are better.
+        tolerance: the share by which costs must differ to count as different.
+    """
     sign = 1.0 if lower else -1.0
-    found: list[Spot] = []
-    for spot in sorted(spots, key=lambda s: (s.x, sign * s.y)):
-        if not found or sign * spot.y < sign * found[-1].y:
-            found.append(spot)
-    return found
+    kept: list[Spot] = []
+    for spot in sorted(spots, key=lambda s: (sign * s.y, s.x)):
+        if all(spot.x * (1 + tolerance) < other.x for other in kept):
+            kept.append(spot)
+    return kept[::-1]
 
 
 def _draw(findings: Findings, metric: Metric, facet: Facet, costs: Sequence[Cost], canvas: Canvas) -> Figure:
@@ -167,6 +177,8 @@ def _draw(findings: Findings, metric: Metric, facet: Facet, costs: Sequence[Cost
     for panel, cost in zip(panels, costs, strict=True):
         spots = _spots(findings, metric, facet, cost)
         xs, ys = [spot.x for spot in spots], [spot.y for spot in spots]
+        if not few and metric.lower:  # room for the numbers below the dots
+            ys.append(min(ys) * (min(ys) / max(ys)) ** 0.06 if metric.ratio else min(ys))
         value_axis(panel.yaxis, min(ys), max(ys), log=metric.ratio, percent=not metric.ratio)
         value_axis(panel.xaxis, min(xs), max(xs), log=False, most=4 if canvas.wide else 5)
         label_with(panel.xaxis, cost.show)
@@ -178,7 +190,7 @@ def _draw(findings: Findings, metric: Metric, facet: Facet, costs: Sequence[Cost
                         *zip(*mine, strict=True), linewidth=0.9, markersize=4.5, **look(number)
                     )
         else:
-            _many(panel, spots, metric, grid, canvas)
+            _many(panel, spots, cost, metric, grid, canvas)
         panel.set_xlabel(cost.name)
         panel.set_ylabel(told(metric.label))
     if few:
@@ -186,9 +198,9 @@ def _draw(findings: Findings, metric: Metric, facet: Facet, costs: Sequence[Cost
     return figure
 
 
-def _many(panel: Axes, spots: Sequence[Spot], metric: Metric, grid: Grid, canvas: Canvas) -> None:
+def _many(panel: Axes, spots: Sequence[Spot], cost: Cost, metric: Metric, grid: Grid, canvas: Canvas) -> None:
     panel.plot([s.x for s in spots], [s.y for s in spots], "o", color=GREY, markersize=3, zorder=1)
-    leading = front(spots, lower=metric.lower)
+    leading = front(spots, lower=metric.lower, tolerance=cost.tolerance)
     panel.plot(
         [s.x for s in leading], [s.y for s in leading], "o-", color=PALETTE[1], markersize=4.5, linewidth=1, zorder=2
     )
@@ -211,7 +223,7 @@ def _many(panel: Axes, spots: Sequence[Spot], metric: Metric, grid: Grid, canvas
 def _words(findings: Findings, metric: Metric, facet: Facet, costs: Sequence[Cost]) -> str:
     parts = []
     for cost in costs:
-        leading = front(_spots(findings, metric, facet, cost), lower=metric.lower)
+        leading = front(_spots(findings, metric, facet, cost), lower=metric.lower, tolerance=cost.tolerance)
         ends = dict.fromkeys((leading[0], leading[-1]))
         told_ends = words.join([f"{cost.show(s.x)} with {metric.show(s.y)} ({s.setting})" for s in ends])
         parts.append(
@@ -223,7 +235,9 @@ def _words(findings: Findings, metric: Metric, facet: Facet, costs: Sequence[Cos
 def _table(findings: Findings, metric: Metric, facet: Facet, costs: Sequence[Cost]) -> Table:
     layout, rows = findings.layout, list[list[Cell | str]]()
     for cost in costs:
-        for number, spot in enumerate(front(_spots(findings, metric, facet, cost), lower=metric.lower), start=1):
+        for number, spot in enumerate(
+            front(_spots(findings, metric, facet, cost), lower=metric.lower, tolerance=cost.tolerance), start=1
+        ):
             rows.append(
                 [
                     cost.name,

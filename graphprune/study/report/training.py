@@ -50,10 +50,11 @@ def section(findings: Findings) -> Section | None:
         where = "" if few or not layout.at(shown[0]) else f" at {layout.at(shown[0])}"
         caption = f"{title}training loss by optimizer step{where}, mean over seeds."
         if events:
-            caption += (
-                " Grey steps: how much of the target is gone, from nothing at the bottom to all at the top; "
-                "ticks at the bottom: prune events."
-            )
+            caption += " Ticks at the bottom: prune events."
+            if few:
+                caption += " Grey steps: how much of the target is gone, from nothing at the bottom to all at the top."
+        if not few:
+            caption += " The other settings are behind each in grey."
         blocks.append(
             Picture(
                 "training" + (f"-{number}" if len(layout.facets) > 1 else ""),
@@ -101,7 +102,7 @@ def _shared(findings: Findings, facet: Facet, points: Sequence[str], canvas: Can
         curves = _curves(findings, Place(facet, point))
         values = [loss for curve in curves.values() for _, loss in curve]
         value_axis(panel.yaxis, min(values), max(values), log=False, most=5)
-        _events(panel, layout.select(facet, point))
+        _events(panel, layout.select(facet, point), steps=True)
         for number, name in enumerate(layout.settings):
             if name in curves:
                 style = look(number)
@@ -117,17 +118,18 @@ def _shared(findings: Findings, facet: Facet, points: Sequence[str], canvas: Can
     return figure
 
 
-def _events(panel: Axes, cells: Sequence[CellRecord]) -> None:
-    """The removed part as steps behind the curves, and a tick per event; of the first cell that has any."""
+def _events(panel: Axes, cells: Sequence[CellRecord], *, steps: bool) -> None:
+    """A tick per event, and the removed part as steps behind the curves; of the first cell that has any."""
     events = next((cell.events for cell in cells if cell.events), ())
     if not events:
         return
     low, high = panel.get_ylim()
-    last = max(row.get("step", 0.0) for cell in cells for row in cell.log)
-    steps = [event.step for event in events] + [last]
-    tops = [low + event.fraction * (high - low) for event in events]
-    panel.fill_between(steps, [*tops, tops[-1]], low, step="post", color=_STEPS, linewidth=0, zorder=0)
-    panel.vlines(steps[:-1], low, low + 0.035 * (high - low), color=FAINT, linewidth=1.0, zorder=1)
+    at = [event.step for event in events]
+    if steps:
+        last = max(row.get("step", 0.0) for cell in cells for row in cell.log)
+        tops = [low + event.fraction * (high - low) for event in events]
+        panel.fill_between([*at, last], [*tops, tops[-1]], low, step="post", color=_STEPS, linewidth=0, zorder=0)
+    panel.vlines(at, low, low + 0.035 * (high - low), color=FAINT, linewidth=1.0, zorder=1)
 
 
 def _apart(findings: Findings, place: Place, canvas: Canvas) -> Figure:
@@ -139,7 +141,7 @@ def _apart(findings: Findings, place: Place, canvas: Canvas) -> Figure:
     values = [loss for curve in curves.values() for _, loss in curve]
     for panel, (name, curve) in zip(panels, curves.items(), strict=True):
         value_axis(panel.yaxis, min(values), max(values), log=False, most=4)
-        _events(panel, findings.layout.select(place.facet, place.point, name))
+        _events(panel, findings.layout.select(place.facet, place.point, name), steps=False)
         for other, line in curves.items():
             if other != name:
                 panel.plot(*zip(*line, strict=True), color=GREY, linewidth=0.4, zorder=2)

@@ -38,11 +38,11 @@ def interval_words(metric: Metric, interval: Interval | None) -> str:
 
 
 def change(factor: float) -> str:
-    """A ratio as a percentage: ``+4.2 %``, ``-12 %``, ``3.1 ×`` from doubling on."""
+    """A ratio as a percentage: ``+4.2 %``, ``-12 %``, ``×3.1`` from doubling on."""
     if not math.isfinite(factor):
         return "–"
     if factor >= 2:
-        return f"{factor:.3g} ×"
+        return f"×{factor:.3g}"
     percent = 100 * (factor - 1)
     return f"{percent:+.0f} %" if abs(percent) >= 10 else f"{percent:+.1f} %"
 

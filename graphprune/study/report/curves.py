@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from graphprune.study.findings import Findings
 from graphprune.study.layout import Place
 from graphprune.study.metrics import Metric
+from graphprune.study.report.axes import percent, value_axis
 from graphprune.study.report.figures import (
     DIRECT,
     FAINT,
@@ -25,7 +26,6 @@ from graphprune.study.report.figures import (
     legend_height,
     look,
     spread,
-    value_axis,
     width_of,
     wrap,
 )
@@ -128,13 +128,13 @@ def _shared(findings: Findings, shown: Sequence[Shown], canvas: Canvas) -> Figur
     head = 0.06 if direct else legend_height(names, canvas)
     titled = any(layout.title(facet) for _, facet in shown)
     height = {1: 4.2, 2: 3.3, 3: 2.6}[columns] if canvas.wide else 2.5
-    grid = Grid(canvas, len(shown), columns, height, 0.68, right, 0.32 if titled else 0.16, 0.55, head)
+    grid = Grid(canvas, len(shown), columns, height, 0.76, right, 0.32 if titled else 0.16, 0.55, head)
     figure, panels = grid.make()
     handles: dict[str, Any] = {}
     for panel, (metric, facet) in zip(panels, shown, strict=True):
         lines, dense = _lines(findings, metric, facet), _dense(findings, metric, facet)
         low, high = _range([lines], [] if dense is None else [dense])
-        value_axis(panel.yaxis, low, high, log=metric.ratio, percent=not metric.ratio)
+        value_axis(panel.yaxis, low, high, log=metric.ratio, show=None if metric.ratio else percent)
         _points_axis(findings, panel, canvas, grid.panel_width)
         for number, name in enumerate(layout.settings):
             if name in lines:
@@ -253,7 +253,7 @@ def _apart(findings: Findings, metric: Metric, facet: Facet, canvas: Canvas) -> 
                 panel.plot([x for x, _ in known], [y for _, y in known], color=GREY, linewidth=0.5, zorder=1)
         if dense is not None:
             panel.axhline(dense, color=FAINT, linestyle=(0, (4, 3)), linewidth=0.9, zorder=2)
-        value_axis(panel.yaxis, low, high, log=metric.ratio, most=4, percent=not metric.ratio)
+        value_axis(panel.yaxis, low, high, log=metric.ratio, most=4, show=None if metric.ratio else percent)
         _points_axis(findings, panel, canvas, grid.panel_width)
         style = {"color": PALETTE[0], "linestyle": "-", "marker": "o", "markersize": 3.2, "zorder": 3}
         _line(findings, panel, lines[name], 0.0, **style)

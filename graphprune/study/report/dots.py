@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from graphprune.study.report.axes import percent, value_axis
 from graphprune.study.report.figures import (
     FAINT,
     PALETTE,
@@ -14,8 +15,6 @@ from graphprune.study.report.figures import (
     Grid,
     fit,
     fit_all,
-    label_with,
-    value_axis,
     width_of,
 )
 
@@ -60,7 +59,7 @@ def draw(panels: Sequence[Panel], canvas: Canvas, *, shared: bool = False) -> Fi
     names = list(dict.fromkeys(dot.name for panel in panels for dot in panel.dots))
     most = 2.3 if canvas.wide else 1.35
     left = min(most, max(width_of(name, canvas.font) for name in names) + 0.16)
-    inside = 1.4 if canvas.wide else 0.85
+    inside = 1.15 if canvas.wide else 0.85
     fitting = int((canvas.width - left) / (inside + 0.4)) if shared else int(canvas.width / (left + 1.9))
     columns = max(1, min(len(panels), fitting, 6 if shared else 4))
     height = max(len(panel.dots) for panel in panels) * canvas.font / 72 * 1.5 + 0.1
@@ -85,9 +84,9 @@ def _panel(axis: Axes, panel: Panel, labels: Sequence[str], grid: Grid, canvas: 
         floor, ceiling = (low / reach, high * reach) if panel.log else (low - reach, high + reach)
         low = max(floor, min([low, *spans]))
         high = min(ceiling, max([high, *spans]))
-        value_axis(axis.xaxis, low, high, log=panel.log, most=4 if grid.panel_width > 1.6 else 3, percent=panel.percent)
-        if panel.show is not None:
-            label_with(axis.xaxis, panel.show)
+        show = panel.show or (percent if panel.percent else None)
+        most = 4 if grid.panel_width > 1.6 else 3
+        value_axis(axis.xaxis, low, high, log=panel.log, most=most, show=show, room=grid.panel_width)
     if panel.line is not None:
         axis.axvline(panel.line, color=FAINT, linestyle=(0, (4, 3)), linewidth=1.0, zorder=0.5)
     for row, dot in enumerate(panel.dots):

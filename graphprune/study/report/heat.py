@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from graphprune.study.report.figures import FAINT, MAPS, Canvas, Grid, fit, fit_all, width_of
+from graphprune.study.report.figures import FAINT, MAPS, Canvas, Grid, fit, fit_all, width_of, wrap
 from graphprune.study.statistics import Floats
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def draw(
     scale: str,
     numbers: bool = False,
     beside: int = 3,
-    room: float = 1.0,
+    room: float | None = None,
 ) -> Figure:
     """The panels with the colour scale ``scale`` above them.
 
@@ -49,15 +49,18 @@ def draw(
         scale: what the colours mean.
         numbers: whether values are written into the cells where they fit.
         beside: panels that belong beside each other, if there is room.
-        room: inches that the inside of a panel needs.
+        room: inches that the inside of a panel needs; by default what a few layers do.
     """
     names = list(dict.fromkeys(name for heat in heats for name in heat.rows))
     left = min(2.2 if canvas.wide else 1.3, max(width_of(name, canvas.font) for name in names) + 0.14)
+    room = room or (1.0 if canvas.wide else 0.8)
     fitting = max(1, int((canvas.width - left) / (room + 0.24)))
-    columns = min(len(heats), min(beside, fitting))
+    columns = min(len(heats), beside, fitting)
     foot = 0.5 if any(heat.label for heat in heats) else 0.32
     height = len(names) * canvas.font / 72 * 1.5
     grid = Grid(canvas, len(heats), columns, height, left, 0.12, 0.34, foot, 0.62, gutter=0.12)
+    if any(width_of(heat.title, canvas.font) > grid.panel_width for heat in heats):
+        grid = replace(grid, top=0.5)  # titles of two lines
     short = dict(zip(names, fit_all(names, left - 0.1, canvas.font), strict=True))
     figure, panels = grid.make()
     image = None
@@ -94,7 +97,7 @@ def _panel(panel: Axes, heat: Heat, grid: Grid, canvas: Canvas, low: float, high
     ticks = range(0, len(heat.columns), step)
     panel.set_xticks(ticks, [heat.columns[tick] for tick in ticks], fontsize=canvas.font - 1.5)
     panel.tick_params(length=0, pad=3)
-    panel.set_title(fit(heat.title, grid.panel_width + 0.05, canvas.font), fontweight="bold")
+    panel.set_title(wrap(heat.title, grid.panel_width + 0.1, canvas.font))
     if heat.label:
         panel.set_xlabel(heat.label, color=FAINT, fontsize=canvas.font - 1)
     if numbers and room > width_of(".88", canvas.font - 2) + 0.03:

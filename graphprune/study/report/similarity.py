@@ -156,7 +156,7 @@ def _matrix(findings: Findings, found: Found, canvas: Canvas) -> Figure:
         title = ", ".join(part for part in (_name(of), layout.at(point)) if part)
         heats.append(heat.Heat(title, rows, [str(k + 1) for k in range(len(rows))], value.overall(value.jaccard)))
     few = len(rows) <= MANY
-    room = len(rows) * 0.24 if few else 1.6
+    room = len(rows) * 0.24 if few else 1.3 if canvas.wide else 0.8
     return heat.draw(
         heats, canvas, low=0.0, high=1.0, scale="overlap of removed units",
         numbers=few, beside=len(layout.points), room=room,

@@ -15,6 +15,7 @@ from graphprune.study.layout import Place
 from graphprune.study.metrics import Metric
 from graphprune.study.records import CellRecord
 from graphprune.study.report import words
+from graphprune.study.report.axes import percent, value_axis
 from graphprune.study.report.figures import (
     GREY,
     MANY,
@@ -23,10 +24,8 @@ from graphprune.study.report.figures import (
     Grid,
     Picture,
     add_legend,
-    label_with,
     legend_height,
     look,
-    value_axis,
 )
 from graphprune.study.report.section import Block, Cell, Section, Table
 from graphprune.study.report.words import told
@@ -179,9 +178,8 @@ def _draw(findings: Findings, metric: Metric, facet: Facet, costs: Sequence[Cost
         xs, ys = [spot.x for spot in spots], [spot.y for spot in spots]
         if not few and metric.lower:  # room for the numbers below the dots
             ys.append(min(ys) * (min(ys) / max(ys)) ** 0.06 if metric.ratio else min(ys))
-        value_axis(panel.yaxis, min(ys), max(ys), log=metric.ratio, percent=not metric.ratio)
-        value_axis(panel.xaxis, min(xs), max(xs), log=False, most=4 if canvas.wide else 5)
-        label_with(panel.xaxis, cost.show)
+        value_axis(panel.yaxis, min(ys), max(ys), log=metric.ratio, show=None if metric.ratio else percent)
+        value_axis(panel.xaxis, min(xs), max(xs), log=False, most=5, show=cost.show, room=grid.panel_width)
         if few:
             for number, name in enumerate(layout.settings):
                 mine = [(spot.x, spot.y) for spot in spots if spot.setting == name]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from graphprune.study.findings import Findings
 from graphprune.study.layout import Place
 from graphprune.study.records import CellRecord
+from graphprune.study.report.axes import value_axis
 from graphprune.study.report.figures import (
     FAINT,
     GREY,
@@ -20,7 +21,6 @@ from graphprune.study.report.figures import (
     fit,
     legend_height,
     look,
-    value_axis,
     wrap,
 )
 from graphprune.study.report.section import Block, Section
@@ -95,7 +95,7 @@ def _shared(findings: Findings, facet: Facet, points: Sequence[str], canvas: Can
     names = [n for n in layout.settings if any(n in _curves(findings, Place(facet, p)) for p in points)]
     height = {1: 3.6, 2: 3.0, 3: 2.3}[columns] if canvas.wide else 1.9
     head = legend_height(names, canvas)
-    grid = Grid(canvas, len(points), columns, height, 0.55, 0.12, 0.32, 0.48, head)
+    grid = Grid(canvas, len(points), columns, height, 0.66, 0.12, 0.32, 0.48, head)
     figure, panels = grid.make()
     handles = {}
     for panel, point in zip(panels, points, strict=True):

@@ -11,7 +11,7 @@ from graphprune.study.findings import Findings
 from graphprune.study.metrics import Metric
 from graphprune.study.records import CellRecord
 from graphprune.study.report import words
-from graphprune.study.report.section import Block, Cell, Code, Codes, Points, Section, Table
+from graphprune.study.report.section import Block, Cell, Code, Fold, Points, Section, Table
 from graphprune.study.report.tradeoff import costs
 from graphprune.study.report.words import count
 
@@ -73,12 +73,14 @@ def reproduce_section(findings: Findings) -> Section:
         blocks.append(Points([f"Ran with {', '.join(facts)}.", *_machine(layout.cells)]))
     if results.study.source:
         blocks.append(f"Repeats: {results.study.source}")
-    codes = []
+    codes: list[Block] = []
     for cell in layout.cells:
         spec = yaml.safe_dump(cell.spec, sort_keys=False, allow_unicode=True)
         text = f"# {cell.command}\n{spec}" if cell.command else spec
         codes.append(Code(f"{_label(cell)}, seed {cell.seed}", text, "yaml"))
-    blocks.append(Codes(f"One run alone: command and spec of each of the {count(len(codes), 'run')}", codes))
+    blocks.append(
+        Fold(f"One run alone: command and spec of each of the {count(len(codes), 'run')}", codes, essential=False)
+    )
     return Section("reproduce", "How to repeat it", blocks)
 
 

@@ -11,32 +11,35 @@ from graphprune.study.layout import Place
 from graphprune.study.metrics import Metric
 from graphprune.study.report.curves import file_name
 from graphprune.study.report.dots import Dot, Panel, draw
+from graphprune.study.report.facets import Part, per_facet
 from graphprune.study.report.figures import MANY, Picture
+from graphprune.study.report.section import Block
 from graphprune.study.report.words import join, told
 
 
-def pictures(findings: Findings, metric: Metric) -> list[Picture]:
+def blocks(findings: Findings, metric: Metric) -> list[Block]:
     """A figure per facet, with a panel per point."""
-    layout, found = findings.layout, []
-    for number, facet in enumerate(layout.facets, start=1):
-        places = [p for p in findings.places if p.facet == facet and findings.standing(metric, p).best is not None]
-        if not places or len(layout.settings) < 2:
-            continue
-        many = len(layout.settings) > MANY
-        order = list(findings.standing(metric, places[-1]).estimates) if many else []
-        panels = [_panel(findings, metric, place, order) for place in places]
-        title = layout.title(facet)
-        caption = f"{told(metric.label)}, ranked{f' ({title})' if title else ''}. "
-        caption += f"In the order of {layout.at(places[-1].point)}. " if many else ""
-        if len(layout.seeds) > 1:
-            caption += "Bars: 95 % interval of the mean over seeds (Student's t), cut off where it leaves the panel. "
-            caption += "Filled: cannot be told from the best; hollow: worse than it, or not to be judged."
-        else:
-            caption += "One seed: no interval, and no verdict."
-        name = file_name(f"ranking-{metric.column}") + (f"-{number}" if len(layout.facets) > 1 else "")
-        alt = f"{told(metric.label)}, ranked. " + " ".join(_words(findings, metric, place) for place in places)
-        found.append(Picture(name, alt, caption, partial(draw, panels, shared=many)))
-    return found
+    return per_facet(findings.layout, lambda part: _part(findings, metric, part))
+
+
+def _part(findings: Findings, metric: Metric, part: Part) -> list[Block]:
+    layout, facet = findings.layout, part.facet
+    places = [p for p in findings.places if p.facet == facet and findings.standing(metric, p).best is not None]
+    if not places or len(layout.settings) < 2:
+        return []
+    many = len(layout.settings) > MANY
+    order = list(findings.standing(metric, places[-1]).estimates) if many else []
+    panels = [_panel(findings, metric, place, order) for place in places]
+    caption = f"{part.title}{metric.label}, ranked. "
+    caption += f"In the order of {layout.at(places[-1].point)}. " if many and layout.across else ""
+    if len(layout.seeds) > 1:
+        caption += "Bars: 95 % interval of the mean over seeds (Student's t), cut off where it leaves the panel. "
+        caption += "Filled: cannot be told from the best; hollow: worse than it, or not to be judged."
+    else:
+        caption += "One seed: no interval, and no verdict."
+    name = file_name(f"ranking-{metric.column}") + part.suffix
+    alt = f"{part.title}{metric.label}, ranked. " + " ".join(_words(findings, metric, place) for place in places)
+    return [Picture(name, told(alt), told(caption), partial(draw, panels, shared=many))]
 
 
 def _panel(findings: Findings, metric: Metric, place: Place, order: Sequence[str]) -> Panel:

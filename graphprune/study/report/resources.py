@@ -13,6 +13,7 @@ from graphprune.study.layout import Place
 from graphprune.study.records import CellRecord
 from graphprune.study.report import words
 from graphprune.study.report.dots import Dot, Panel, draw
+from graphprune.study.report.facets import Part, per_facet
 from graphprune.study.report.figures import Picture
 from graphprune.study.report.section import Block, Cell, Section, Table
 from graphprune.study.report.words import told
@@ -42,13 +43,13 @@ def section(findings: Findings) -> Section | None:
         f"{layout.settings[0]}. Means over seeds. Scores that several runs share are computed once; the total counts "
         "them for each, as if it had run alone. Times are of this machine, with whatever else it did."
     )
-    blocks: list[Block] = [text]
-    for number, facet in enumerate(layout.facets, start=1):
-        suffix = f"-{number}" if len(layout.facets) > 1 else ""
-        places = [place for place in findings.places if place.facet == facet]
-        blocks.append(_picture(findings, places[-1], resources, suffix))
-        blocks += [_table(findings, place, resources, hidden=place != places[-1]) for place in reversed(places)]
-    return Section("resources", "What does pruning take?", blocks)
+
+    def part(of: Part) -> list[Block]:
+        places = [place for place in findings.places if place.facet == of.facet]
+        tables = [_table(findings, place, resources, hidden=place != places[-1]) for place in reversed(places)]
+        return [_picture(findings, places[-1], resources, of.suffix), *tables]
+
+    return Section("resources", "What does pruning take?", [text, *per_facet(layout, part)])
 
 
 def _resources(findings: Findings) -> tuple[Resource, ...]:

@@ -50,21 +50,22 @@ class Code:
 
 
 @dataclass(frozen=True)
-class Codes:
-    """Many of these, folded away together."""
-
-    title: str
-    codes: Sequence[Code]
-
-
-@dataclass(frozen=True)
 class Points:
     """A list of sentences."""
 
     items: Sequence[str]
 
 
-Block = str | Picture | Table | Code | Codes | Points
+@dataclass(frozen=True)
+class Fold:
+    """Several parts, folded away together under ``title``; those not ``essential`` are left out of the Markdown."""
+
+    title: str
+    blocks: Sequence[Block]
+    essential: bool = True
+
+
+Block = str | Picture | Table | Code | Points | Fold
 """A part of a section; a text is a paragraph."""
 
 
@@ -79,4 +80,14 @@ class Section:
     @property
     def pictures(self) -> list[Picture]:
         """Its figures."""
-        return [block for block in self.blocks if isinstance(block, Picture)]
+        return _pictures(self.blocks)
+
+
+def _pictures(blocks: Sequence[Block]) -> list[Picture]:
+    found = []
+    for block in blocks:
+        if isinstance(block, Fold):
+            found += _pictures(block.blocks)
+        elif isinstance(block, Picture):
+            found.append(block)
+    return found

@@ -11,6 +11,7 @@ from graphprune.study.findings import Findings
 from graphprune.study.layout import Place
 from graphprune.study.masks import Similarity, kinds, similarity
 from graphprune.study.report import heat
+from graphprune.study.report.facets import Part, per_facet
 from graphprune.study.report.figures import (
     FAINT,
     MANY,
@@ -28,7 +29,6 @@ from graphprune.study.report.words import told
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Facet = tuple[str, ...]
 Found = dict[tuple[str, str], Similarity]
 """By kind of groups and point."""
 NAMES = {"attention": "attention", "mlp": "MLP", "moe": "experts"}
@@ -39,17 +39,17 @@ def section(findings: Findings) -> Section | None:
     layout = findings.layout
     if len(layout.settings) < 2:
         return None
-    blocks: list[Block] = []
-    for number, facet in enumerate(layout.facets, start=1):
+
+    def part(of: Part) -> list[Block]:
         found = {
-            (of, point): value
-            for of in kinds(layout.select(facet))
+            (name, point): value
+            for name in kinds(layout.select(of.facet))
             for point in layout.points
-            if (value := similarity(layout, Place(facet, point), of)) is not None
+            if (value := similarity(layout, Place(of.facet, point), name)) is not None
         }
-        if found:
-            suffix = f"-{number}" if len(layout.facets) > 1 else ""
-            blocks += [*_pictures(findings, facet, found, suffix), _table(findings, facet, found)]
+        return [*_pictures(findings, of, found), _table(findings, of, found)] if found else []
+
+    blocks = per_facet(layout, part)
     if not blocks:
         return None
     text = (
@@ -66,20 +66,20 @@ def _name(of: str) -> str:
     return NAMES.get(of, of)
 
 
-def _pictures(findings: Findings, facet: Facet, found: Found, suffix: str) -> list[Picture]:
+def _pictures(findings: Findings, part: Part, found: Found) -> list[Picture]:
     layout = findings.layout
     first = layout.settings[0]
-    title = f"{layout.title(facet)}: " if layout.title(facet) else ""
+    title = part.title
     few = len(layout.settings) <= MANY
     along = Picture(
-        f"similarity-layers{suffix}",
+        f"similarity-layers{part.suffix}",
         f"{title}Overlap with {first} per layer. {_words(findings, found)}",
         told(f"{title}overlap of the removed units with those of {first}, per layer")
         + ("; dotted: by chance." if few else "."),
         lambda canvas: _curves(findings, found, canvas) if few else _layers(findings, found, canvas),
     )
     pairs = Picture(
-        f"similarity-pairs{suffix}",
+        f"similarity-pairs{part.suffix}",
         f"{title}Overlap of every pair of settings, mean over layers. {_words(findings, found)}",
         told(f"{title}overlap of every pair, mean over layers. Columns have the numbers of the rows."),
         lambda canvas: _matrix(findings, found, canvas),
@@ -163,7 +163,7 @@ def _matrix(findings: Findings, found: Found, canvas: Canvas) -> Figure:
     )  # fmt: skip
 
 
-def _table(findings: Findings, facet: Facet, found: Found) -> Table:
+def _table(findings: Findings, part: Part, found: Found) -> Table:
     layout = findings.layout
     first, rows = layout.settings[0], list[list[Cell | str]]()
     for (of, point), value in found.items():
@@ -174,5 +174,4 @@ def _table(findings: Findings, facet: Facet, found: Found) -> Table:
                 rows.append([_name(of), *([point] if layout.across else []), name, *cells])
     across = [layout.across] if layout.across else []
     head = ["groups", *across, layout.series, "overlap", "agreement", "overlap by chance"]
-    title = f", {layout.title(facet)}" if layout.title(facet) else ""
-    return Table(head, rows, f"Masks compared with those of {first}{title}", hidden=True)
+    return Table(head, rows, told(f"{part.title}masks compared with those of {first}"), hidden=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from graphprune.study.report.figures import Picture
-from graphprune.study.report.section import Block, Code, Codes, Points, Section, Table
+from graphprune.study.report.section import Block, Code, Fold, Points, Section, Table
 
 
 def markdown(title: str, sections: Sequence[Section], most: int = 60) -> str:
@@ -24,8 +24,10 @@ def _block(block: Block, most: int) -> str:
         return _table(block, most)
     if isinstance(block, Code):
         return f"{block.title}:\n\n```{block.language}\n{block.text.rstrip()}\n```"
-    if isinstance(block, Codes):
-        return f"{block.title}: in report.html, and in the files of `cells/`."
+    if isinstance(block, Fold):
+        if not block.essential:
+            return f"{block.title}: in report.html, and in the files of `cells/`."
+        return "\n\n".join([f"### {block.title}", *(text for part in block.blocks if (text := _block(part, most)))])
     if isinstance(block, Points):
         return "\n".join(f"- {item}" for item in block.items)
     return block

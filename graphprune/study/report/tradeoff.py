@@ -16,6 +16,7 @@ from graphprune.study.metrics import Metric
 from graphprune.study.records import CellRecord
 from graphprune.study.report import words
 from graphprune.study.report.axes import percent, value_axis
+from graphprune.study.report.facets import Part, per_facet
 from graphprune.study.report.figures import (
     GREY,
     MANY,
@@ -102,32 +103,26 @@ def section(findings: Findings) -> Section | None:
     """None where no quality is known."""
     if not findings.metrics:
         return None
-    metric, layout = findings.metrics[0], findings.layout
-    blocks: list[Block] = []
-    for number, facet in enumerate(layout.facets, start=1):
-        found = [cost for cost in costs() if _varies(_spots(findings, metric, facet, cost))]
-        if not found:
-            continue
-        title = f"{layout.title(facet)}: " if layout.title(facet) else ""
-        few = len(layout.settings) <= MANY
-        lines = ", lines follow " + layout.across if layout.across and few else ""
-        caption = f"{title}{metric.label} against cost, means over seeds{lines}; the better ones are "
-        caption += "below and to the left." if metric.lower else "above and to the left."
-        if not few:
-            caption += " In colour: what nothing else beats in both, numbered as in the table below; "
-            caption += "times within 2 % count as the same."
-        blocks.append(
-            Picture(
-                "cost" + (f"-{number}" if len(layout.facets) > 1 else ""),
-                f"{title}{told(metric.label)} against cost. {_words(findings, metric, facet, found)}",
-                told(caption),
-                partial(_draw, findings, metric, facet, found),
-            )
-        )
-        blocks.append(_table(findings, metric, facet, found))
-    if not blocks:
-        return None
-    return Section("cost", f"{told(metric.label)} against running cost", blocks)
+    metric = findings.metrics[0]
+    blocks = per_facet(findings.layout, lambda part: _part(findings, metric, part))
+    return Section("cost", f"{told(metric.label)} against running cost", blocks) if blocks else None
+
+
+def _part(findings: Findings, metric: Metric, part: Part) -> list[Block]:
+    layout = findings.layout
+    found = [cost for cost in costs() if _varies(_spots(findings, metric, part.facet, cost))]
+    if not found:
+        return []
+    few = len(layout.settings) <= MANY
+    lines = ", lines follow " + layout.across if layout.across and few else ""
+    caption = f"{part.title}{metric.label} against cost, means over seeds{lines}; the better ones are "
+    caption += "below and to the left." if metric.lower else "above and to the left."
+    if not few:
+        caption += " In colour: what nothing else beats in both, numbered as in the table below; "
+        caption += "times within 2 % count as the same."
+    alt = f"{part.title}{metric.label} against cost. {_words(findings, metric, part.facet, found)}"
+    draw = partial(_draw, findings, metric, part.facet, found)
+    return [Picture(f"cost{part.suffix}", alt, told(caption), draw), _table(findings, metric, part, found)]
 
 
 def _spots(findings: Findings, metric: Metric, facet: Facet, cost: Cost) -> list[Spot]:
@@ -230,11 +225,11 @@ def _words(findings: Findings, metric: Metric, facet: Facet, costs: Sequence[Cos
     return " ".join(parts)
 
 
-def _table(findings: Findings, metric: Metric, facet: Facet, costs: Sequence[Cost]) -> Table:
+def _table(findings: Findings, metric: Metric, part: Part, costs: Sequence[Cost]) -> Table:
     layout, rows = findings.layout, list[list[Cell | str]]()
     for cost in costs:
         for number, spot in enumerate(
-            front(_spots(findings, metric, facet, cost), lower=metric.lower, tolerance=cost.tolerance), start=1
+            front(_spots(findings, metric, part.facet, cost), lower=metric.lower, tolerance=cost.tolerance), start=1
         ):
             rows.append(
                 [
@@ -248,5 +243,4 @@ def _table(findings: Findings, metric: Metric, facet: Facet, costs: Sequence[Cos
             )
     across = [layout.across] if layout.across else []
     head = ["cost", "number", layout.series, *across, "costs", metric.label]
-    title = f", {layout.title(facet)}" if layout.title(facet) else ""
-    return Table(head, rows, f"Not beaten in both quality and cost{title}", hidden=True)
+    return Table(head, rows, told(f"{part.title}not beaten in both quality and cost"), hidden=True)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from graphprune.study.findings import Findings
 from graphprune.study.layout import Place
 from graphprune.study.records import CellRecord
 from graphprune.study.report.axes import value_axis
+from graphprune.study.report.facets import Part, per_facet
 from graphprune.study.report.figures import (
     FAINT,
     GREY,
@@ -37,35 +39,28 @@ _STEPS = "#e3e3e3"
 
 def section(findings: Findings) -> Section | None:
     """None where nothing was trained."""
-    layout = findings.layout
-    blocks: list[Block] = []
-    few = len(layout.settings) <= MANY
-    for number, facet in enumerate(layout.facets, start=1):
-        points = [point for point in layout.points if _curves(findings, Place(facet, point))]
-        if not points:
-            continue
-        shown = points if few else points[-1:]
-        title = f"{layout.title(facet)}: " if layout.title(facet) else ""
-        events = any(cell.events for cell in layout.select(facet))
-        where = "" if few or not layout.at(shown[0]) else f" at {layout.at(shown[0])}"
-        caption = f"{title}training loss by optimizer step{where}, mean over seeds."
-        if events:
-            caption += " Ticks at the bottom: prune events."
-            if few:
-                caption += " Grey steps: how much of the target is gone, from nothing at the bottom to all at the top."
-        if not few:
-            caption += " The other settings are behind each in grey."
-        blocks.append(
-            Picture(
-                "training" + (f"-{number}" if len(layout.facets) > 1 else ""),
-                f"{title}Training loss. {_words(findings, Place(facet, shown[-1]))}",
-                told(caption),
-                lambda canvas, facet=facet, shown=shown: (  # type: ignore[misc]
-                    _shared(findings, facet, shown, canvas) if few else _apart(findings, Place(facet, shown[0]), canvas)
-                ),
-            )
-        )
+    blocks = per_facet(findings.layout, lambda part: _part(findings, part))
     return Section("training", "How did training go?", blocks) if blocks else None
+
+
+def _part(findings: Findings, part: Part) -> list[Block]:
+    layout, facet = findings.layout, part.facet
+    points = [point for point in layout.points if _curves(findings, Place(facet, point))]
+    if not points:
+        return []
+    few = len(layout.settings) <= MANY
+    last = Place(facet, points[-1])
+    where = "" if few or not layout.at(last.point) else f" at {layout.at(last.point)}"
+    caption = f"{part.title}training loss by optimizer step{where}, mean over seeds."
+    if any(cell.events for cell in layout.select(facet)):
+        caption += " Ticks at the bottom: prune events."
+        if few:
+            caption += " Grey steps: how much of the target is gone, from nothing at the bottom to all at the top."
+    if not few:
+        caption += " The other settings are behind each in grey."
+    alt = f"{part.title}Training loss. {_words(findings, last)}"
+    draw = partial(_shared, findings, facet, points) if few else partial(_apart, findings, last)
+    return [Picture(f"training{part.suffix}", alt, told(caption), draw)]
 
 
 def _curves(findings: Findings, place: Place) -> dict[str, Curve]:

@@ -9,6 +9,7 @@ from graphprune.study.findings import Findings
 from graphprune.study.masks import kind, kinds
 from graphprune.study.records import CellRecord
 from graphprune.study.report import heat
+from graphprune.study.report.facets import Part, per_facet
 from graphprune.study.report.figures import Picture
 from graphprune.study.report.section import Block, Section
 from graphprune.study.report.similarity import NAMES
@@ -20,21 +21,21 @@ Facet = tuple[str, ...]
 
 def section(findings: Findings) -> Section | None:
     """None where neither scores nor plans with layers are kept."""
-    layout = findings.layout
-    blocks: list[Block] = []
-    for number, facet in enumerate(layout.facets, start=1):
-        suffix = f"-{number}" if len(layout.facets) > 1 else ""
-        title = f"{layout.title(facet)}: " if layout.title(facet) else ""
-        importance = _importance(findings, facet)
-        if importance:
-            blocks.append(_importance_picture(importance, suffix, title))
-        kept = _kept(findings, facet)
-        values = [heat_map.values for heat_map in kept]
-        if kept and all(_flat(rows) for rows in values):
-            blocks.append(told(f"{title}every layer keeps the same share of its units: each was ranked by itself."))
-        elif kept:
-            blocks.append(_kept_picture(kept, suffix, title, len(layout.points)))
+    blocks = per_facet(findings.layout, lambda part: _part(findings, part))
     return Section("units", "Where is importance, and what stays?", blocks) if blocks else None
+
+
+def _part(findings: Findings, part: Part) -> list[Block]:
+    blocks: list[Block] = []
+    importance = _importance(findings, part.facet)
+    if importance:
+        blocks.append(_importance_picture(importance, part.suffix, part.title))
+    kept = _kept(findings, part.facet)
+    if kept and all(_flat(heat_map.values) for heat_map in kept):
+        blocks.append(told(f"{part.title}every layer keeps the same share of its units: each was ranked by itself."))
+    elif kept:
+        blocks.append(_kept_picture(kept, part.suffix, part.title, len(findings.layout.points)))
+    return blocks
 
 
 def _importance_picture(heats: list[heat.Heat], suffix: str, title: str) -> Picture:

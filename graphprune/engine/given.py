@@ -19,13 +19,17 @@ def check_mode(spec: PruneSpec) -> None:
     """Refuses given scores where a run looks at the model more than once.
 
     Raises:
-        SpecError: in a joint run, and with several rounds.
+        SpecError: in a joint run, with several rounds, and where every module is judged apart.
     """
     training = spec.training
     if training.mode == "joint":
         raise SpecError(
             "scores: expected training.mode none or separate, where units are judged once, got joint, which scores "
             "every optimizer step anew. Leave the scores out."
+        )
+    if not spec.coupled:
+        raise SpecError(
+            "scores: expected coupled: true, got false, which judges the modules of a group apart. Leave the scores out."
         )
     if training.rounds > 1:
         raise SpecError(

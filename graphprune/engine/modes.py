@@ -22,6 +22,7 @@ from graphprune.engine.pruner import PruneEvent
 from graphprune.engine.rounds import batches_of_round, choose
 from graphprune.engine.shared_folder import SharedFolder
 from graphprune.engine.training import train
+from graphprune.engine.uncoupled import choose_apart
 from graphprune.errors import DataError
 from graphprune.export.limits import Limits
 from graphprune.graph import DependencyGraph, Group
@@ -103,6 +104,9 @@ def one_shot(job: Job) -> Outcome:
     Of several processes each scores the same batches, and all of them go by what the main one has found. Scores at hand
     are taken instead.
     """
+    if not job.spec.coupled:
+        with job.stage("score"):
+            return _cut(job, *choose_apart(job.model, job.graph, job.spec, _batches(job, 0), job.limits))
     if job.scores is not None:
         with job.stage("rank"):
             plan = ranking.plan(job.graph, job.spec, job.scores, limits=job.limits)

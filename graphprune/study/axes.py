@@ -120,12 +120,12 @@ def label_of(value: Any) -> str:
 def merged(below: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """A spec with parts of another one over it, section by section; lists are replaced.
 
-    A criterion is replaced whole, because every one has options of its own, but for its ``average``.
+    A criterion that is named is replaced whole, because every one has options of its own, but for its ``average``.
     """
     found = copy.deepcopy(dict(below))
     for key, value in over.items():
         old, new = _section(key, found.get(key)), _section(key, value)
-        if key == "criterion" and isinstance(old, dict) and isinstance(new, dict):
+        if key == "criterion" and isinstance(old, dict) and isinstance(new, dict) and "name" in new:
             found[key] = {**{k: v for k, v in old.items() if k == "average"}, **copy.deepcopy(new)}
         elif isinstance(old, dict) and isinstance(new, dict):
             found[key] = merged(old, new)

@@ -71,12 +71,12 @@ def dense_key(model: str, measured: str) -> str:
 
 
 def scores_key(spec: PruneSpec, model: str, data: str, groups: Iterable[str]) -> str | None:
-    """The key of one-shot scores; None where the cell judges units more than once.
+    """The key of one-shot scores; None where the cell judges units more than once, or the modules of a group apart.
 
     Ratios, scopes and what happens after scoring do not count.
     """
     training, criterion = spec.training, spec.criterion.build()
-    if training.mode == "joint" or training.rounds > 1:
+    if training.mode == "joint" or training.rounds > 1 or not spec.coupled:
         return None
     used = spec_of_run(spec)
     seen: dict[str, Any] = {

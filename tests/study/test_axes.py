@@ -72,6 +72,8 @@ def test_the_mode_without_training_has_two_names():
 def test_a_criterion_comes_with_its_own_options_only():
     spec = {"criterion": {"name": "lora", "variant": "reference", "average": 0.5}}
     assert laid(spec, "criterion", ["taylor"])["criterion"] == {"name": "taylor", "average": 0.5}
+    options = laid(spec, "how", {"other": {"criterion": {"variant": "paper"}}})
+    assert options["criterion"] == {"name": "lora", "variant": "paper", "average": 0.5}
     assert laid({"criterion": "taylor"}, "average", [0.1])["criterion"] == {"name": "taylor", "average": 0.1}
 
 

@@ -1,0 +1,21 @@
+"""Quality: along the axis that the study follows, and ranked at every point."""
+
+from __future__ import annotations
+
+from graphprune.study.findings import Findings
+from graphprune.study.report import curves, ranking
+from graphprune.study.report.section import Block, Section
+
+
+def section(findings: Findings) -> Section | None:
+    """None where no quality is known."""
+    layout, blocks = findings.layout, list[Block]()
+    for number, metric in enumerate(findings.metrics):
+        # What matters most is drawn both ways; everything else as curves, or ranked where there are none.
+        if number == 0:
+            blocks += curves.pictures(findings, metric)
+        if number == 0 or layout.across is None:
+            blocks += ranking.blocks(findings, metric)
+    blocks += curves.others(findings, findings.metrics[1:])
+    title = f"Quality along {layout.across}" if layout.across is not None else "Quality"
+    return Section("quality", title, blocks) if blocks else None

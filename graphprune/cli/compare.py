@@ -47,6 +47,7 @@ def command(
     """Run every cell of STUDY that its folder does not have yet, and report on all of them."""
     from graphprune.cli.comparison import print_comparison, print_grid
     from graphprune.cli.models import device_of
+    from graphprune.study import report
     from graphprune.study.run import Work, run_study
     from graphprune.study.shares import Shares
     from graphprune.study.studyfile import read_study
@@ -72,10 +73,11 @@ def command(
     results = run_study(work, todo, shares)
     if not shares.is_main:
         return
+    print_comparison(results, out())
     if not no_report:
         with working("writing the report"):
-            _report(results, folder)
-    print_comparison(results, out())
+            report.write_report(results, results.folder)
+    out().print(f"wrote {results.folder}")
 
 
 def _changes(
@@ -141,20 +143,11 @@ def _pair(item: str) -> tuple[str, Any]:
 
 
 def _check_report() -> None:
-    """What the report needs is looked for before hours are spent."""
-    import importlib.util
+    """What the report needs is looked for before hours are spent on what it is about."""
+    from graphprune.errors import GraphPruneError, MissingExtraError
+    from graphprune.study.report import check_installed
 
-    from graphprune.errors import MissingExtraError
-
-    for package in ("pandas", "matplotlib", "pyarrow"):
-        if importlib.util.find_spec(package) is None:
-            raise MissingExtraError(package, "report", "the report (which --no-report leaves out)")
-
-
-def _report(results: Any, folder: Path) -> None:
-    import importlib
-    import importlib.util
-
-    if importlib.util.find_spec("graphprune.study.report") is None:
-        return
-    importlib.import_module("graphprune.study.report").write_report(results, folder)
+    try:
+        check_installed()
+    except MissingExtraError as error:
+        raise GraphPruneError(f"{error}, or pass --no-report to have the results alone") from None

@@ -56,7 +56,6 @@ def print_comparison(results: Results, console: Console) -> None:
         console.print(f"failed: {said}: {cell.error.splitlines()[0]} (key {cell.key})")
     if results.missing:
         console.print(f"{results.missing} cells have not been run")
-    console.print(f"wrote {results.folder}")
 
 
 def axes(results: Results) -> tuple[str, str]:

@@ -29,7 +29,8 @@ def check_mode(spec: PruneSpec) -> None:
         )
     if not spec.coupled:
         raise SpecError(
-            "scores: expected coupled: true, got false, which judges the modules of a group apart. Leave the scores out."
+            "scores: expected coupled: true, got false, which judges the modules of a group apart. Leave the scores "
+            "out."
         )
     if training.rounds > 1:
         raise SpecError(

@@ -8,7 +8,7 @@ import pytest
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from graphprune import demo
-from graphprune.cli import compare
+from graphprune.study import report
 from graphprune.study.results import Results
 
 STUDY = """
@@ -121,16 +121,16 @@ def test_failed_cells_are_told_and_retried(compared, tmp_path, monkeypatch):
 
 def test_the_report_is_written_at_the_end(compared, monkeypatch, tmp_path):
     written = []
-    monkeypatch.setattr(compare, "_check_report", lambda: None)
-    monkeypatch.setattr(compare, "_report", lambda results, folder: written.append((len(results.cells), folder)))
+    monkeypatch.setattr(report, "check_installed", lambda: None)
+    monkeypatch.setattr(report, "write_report", lambda results, folder: written.append((len(results.cells), folder)))
     assert compared("--seeds", 1, report=True).exit_code == 0
     assert written == [(4, tmp_path / "out")]
 
 
 def test_what_the_report_needs_is_looked_for_first(refused, study, model, monkeypatch, tmp_path):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(report, "find_spec", lambda name: None)
     told = refused("compare", study, "--out", tmp_path / "out", "--model", model)
-    assert "the report (which --no-report leaves out) needs the package 'pandas'" in told
+    assert "the report of a study needs the package" in told and "or pass --no-report" in told
     assert not (tmp_path / "out").exists()
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from graphprune.study.report.section import Section
     from graphprune.study.results import Results
 
-__all__ = ["write_report"]
+__all__ = ["check_installed", "write_report"]
 
 _NEEDED = ("matplotlib", "pandas", "pyarrow", "jinja2")
 
@@ -31,9 +31,7 @@ def write_report(results: Results, folder: Path) -> None:
     Raises:
         MissingExtraError: if a package of the extra ``report`` is not installed.
     """
-    missing = [name for name in _NEEDED if find_spec(name) is None]
-    if missing:
-        raise MissingExtraError(missing[0], "report", "the report of a study")
+    check_installed()
     from graphprune.study.findings import Findings
     from graphprune.study.report.page import html
     from graphprune.study.report.text import markdown
@@ -48,6 +46,17 @@ def write_report(results: Results, folder: Path) -> None:
     write_tables(findings, folder)
     write_whole(folder / "report.md", markdown(title, parts))
     write_whole(folder / "report.html", html(title, parts, images))
+
+
+def check_installed() -> None:
+    """Looks for what the report needs, before hours are spent on what it is about.
+
+    Raises:
+        MissingExtraError: if a package of the extra ``report`` is not installed.
+    """
+    missing = [name for name in _NEEDED if find_spec(name) is None]
+    if missing:
+        raise MissingExtraError(missing[0], "report", "the report of a study")
 
 
 def sections(findings: Findings) -> list[Section]:

@@ -46,7 +46,7 @@ def command(
 ) -> None:
     """Run every cell of STUDY that its folder does not have yet, and report on all of them."""
     from graphprune.cli.comparison import print_comparison, print_grid
-    from graphprune.cli.models import device_of
+    from graphprune.cli.models import check_file, device_of
     from graphprune.study import report
     from graphprune.study.run import Work, run_study
     from graphprune.study.shares import Shares
@@ -55,11 +55,16 @@ def command(
     shares = Shares.meet()  # before anything is on a device
     if not (no_report or dry_run):
         _check_report()
+    for given in (text, evaluation):
+        if given is not None:
+            check_file(given)
     with working(f"reading {study}"):
-        file = read_study(study, _changes(study, model, text, evaluation, seeds, steps, change))
+        file = read_study(study, _changes(model, seeds, steps, change))
         work = Work.of(
             file,
             folder,
+            data=text,
+            evaluation=evaluation,
             dtype=dtype.value,
             device=None if device is None else device_of(device),
             trust_remote_code=trust_remote_code,
@@ -81,10 +86,7 @@ def command(
 
 
 def _changes(
-    study: str,
     models: list[str] | None,
-    text: Path | None,
-    evaluation: Path | None,
     seeds: str | None,
     steps: int | None,
     given: list[str] | None,
@@ -98,27 +100,10 @@ def _changes(
         changes["seeds"] = _seeds(seeds)
     if steps is not None:
         changes["training.steps"] = steps
-    changes.update(_data(study, text, evaluation))
     for item in given or ():
         path, value = _pair(item)
         changes[path] = value
     return changes
-
-
-def _data(study: str, text: Path | None, evaluation: Path | None) -> dict[str, Any]:
-    """The study's ``data`` with other files."""
-    from graphprune.cli.models import check_file
-    from graphprune.study.studyfile import read_study
-
-    for file in (text, evaluation):
-        if file is not None:
-            check_file(file)
-    if text is None:
-        return {} if evaluation is None else {"data.evaluation": str(evaluation)}
-    former = read_study(study).study.data
-    judged = str(evaluation) if evaluation is not None else former and former.evaluation
-    kind = "jsonl" if text.suffix == ".jsonl" else "text"
-    return {"data": {kind: str(text), **({"evaluation": judged} if judged else {})}}
 
 
 def _seeds(given: str) -> int | list[int]:

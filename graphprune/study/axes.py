@@ -62,11 +62,9 @@ class Axis:
         """
         if not self.path:
             return merged(spec, value.value)
-        found = copy.deepcopy(spec)
         if len(self.path) == 1:
-            return merged(found, {self.path[0]: value.value})
-        _set(found, self.path, value.value, ())
-        return found
+            return merged(spec, {self.path[0]: value.value})
+        return put(spec, self.path, value.value)
 
     def lines(self, value: Value, lines: Lines) -> Iterator[tuple[Path, int]]:
         """The lines of the study file by paths in a spec that a value of this axis is laid over."""
@@ -131,6 +129,17 @@ def merged(below: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
             found[key] = merged(old, new)
         else:
             found[key] = copy.deepcopy(new)
+    return found
+
+
+def put(spec: Mapping[str, Any], path: tuple[str, ...], value: Any) -> dict[str, Any]:
+    """A spec with a value at a path; ``spec`` is not changed.
+
+    Raises:
+        ValueError: if there is no such place.
+    """
+    found = copy.deepcopy(dict(spec))
+    _set(found, path, value, ())
     return found
 
 

@@ -128,9 +128,17 @@ class ResultsFolder:
         return _read(self.path / DENSE / f"{key}.json", DenseRecord)
 
     def keep(self, record: CellRecord | DenseRecord) -> None:
-        """Writes a record under its key."""
+        """Writes a record under its key.
+
+        Raises:
+            CheckpointError: if that cannot be done.
+        """
         kind = CELLS if isinstance(record, CellRecord) else DENSE
-        write_whole(self.path / kind / f"{record.key}.json", record.model_dump_json(indent=1) + "\n", durable=True)
+        file = self.path / kind / f"{record.key}.json"
+        try:
+            write_whole(file, record.model_dump_json(indent=1) + "\n", durable=True)
+        except OSError as error:
+            raise CheckpointError(f"cannot write {file}: {error.strerror}") from None
 
     def _writer(self, index: Path) -> str:
         versions = json.loads(index.read_text(encoding="utf-8")).get("versions") or {}

@@ -30,7 +30,7 @@ from graphprune.study.records import CellRecord, DenseRecord
 from graphprune.study.results import Results
 from graphprune.study.schema import Study
 from graphprune.study.shares import Shares
-from graphprune.study.studyfile import StudyFile, read_study
+from graphprune.study.studyfile import StudyFile, read_study, text_of
 from graphprune.study.subject import Keys, Subject, subjects
 
 log = logging.getLogger(__name__)
@@ -154,7 +154,13 @@ class Work:
         folder.check()
         named = [models] if isinstance(models, str) else models
         listed = {k: os.fspath(v) for k, v in named.items()} if isinstance(named, Mapping) else named
-        file = read_study(study, None if listed is None else {"models": listed})
+        file = read_study(study)
+        changes: dict[str, Any] = {} if listed is None else {"models": listed}
+        if isinstance(data, (str, Path)):
+            changes["data"], data = text_of(file.study, data), None
+        if isinstance(evaluation, (str, Path)):
+            changes["data.evaluation"], evaluation = os.fspath(evaluation), None
+        file = read_study(file, changes)
         place = _device(device)
         sources = {
             label: Source(name, dtype, place, None, trust_remote_code) for label, name in file.study.models.items()
@@ -237,7 +243,8 @@ class Work:
             rest = [c for c, _ in todo[index:]]
             told.starts(cell, self.left(rest, shares))
             record = self._kept(cell, keys)
-            self.pace.took(cell, record.seconds)
+            if record.status == "done":
+                self.pace.took(cell, record.seconds)
             told.ends(cell, record, self.left(rest[1:], shares))
 
     def left(self, cells: Sequence[Cell], shares: Shares | None = None) -> float | None:

@@ -13,6 +13,7 @@ import yaml
 
 from graphprune.errors import SpecError
 from graphprune.problems import Lines, did_you_mean, file_text, validated
+from graphprune.study.axes import put
 from graphprune.study.schema import SHORT, Study
 from graphprune.yaml_lines import read_yaml
 
@@ -43,7 +44,7 @@ def read_study(
         source: a YAML file, a shipped study (``"study:NAME"``, see :func:`studies`), the same as a dictionary, or a
             study.
         changes: values by path, laid over what is read: ``seeds``, ``measure.limit``; what the study file has no such
-            key for is a path in its ``spec``, such as ``training.steps``.
+            key for is a path in its ``spec``, such as ``training.steps``, or a short name.
 
     Raises:
         SpecError: listing every problem with its place, what was expected and what was got.
@@ -99,6 +100,13 @@ def study_text(name: str) -> str:
     return (resources.files("graphprune.specs") / "studies" / f"{name}.yaml").read_text(encoding="utf-8")
 
 
+def text_of(study: Study, file: str | os.PathLike[str]) -> dict[str, Any]:
+    """The ``data`` of a study with another file to train and calibrate on."""
+    judged = study.data.evaluation if study.data is not None else None
+    kind = "jsonl" if Path(file).suffix == ".jsonl" else "text"
+    return {kind: os.fspath(file), **({} if judged is None else {"evaluation": judged})}
+
+
 def json_schema() -> dict[str, Any]:
     """The JSON Schema (2020-12) of study files, for editors."""
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Study.model_json_schema()}
@@ -133,20 +141,25 @@ def _varied(study: Study, changes: Mapping[str, Any]) -> list[str]:
         f"{path}: was to be {value}, but the study varies it: axis '{axis}' ({', '.join(map(str, study.vary[axis]))})"
         for path, value in changes.items()
         for varied, axis in paths.items()
-        if path.removeprefix("spec.") == varied
+        if _in_full(path) == f"spec.{varied}"
     ]
 
 
 def _changed(value: Any, lines: Lines, path: str, wanted: Any) -> tuple[Any, Lines]:
     """The content with another value at ``path``, which has no line any more."""
-    parts = tuple(path.split("."))
-    if parts[0] not in Study.model_fields:
-        parts = ("spec", *parts)
-    found: Any = dict(value) if isinstance(value, Mapping) else {}
-    here = found
-    for part in parts[:-1]:
-        inner = here.get(part)
-        here[part] = dict(inner) if isinstance(inner, Mapping) else {}
-        here = here[part]
-    here[parts[-1]] = wanted
+    parts = tuple(_in_full(path).split("."))
+    found = dict(value) if isinstance(value, Mapping) else {}
+    try:
+        if parts[0] == "spec" and len(parts) > 1:
+            found["spec"] = put(found.get("spec") or {}, parts[1:], wanted)
+        else:
+            found = put(found, parts, wanted)
+    except ValueError as error:
+        raise SpecError(f"{path}: {error}") from None
     return found, {p: line for p, line in lines.items() if p[: len(parts)] != parts}
+
+
+def _in_full(path: str) -> str:
+    """A path as it is in a study file."""
+    path = SHORT.get(path, path)
+    return path if path.partition(".")[0] in Study.model_fields else f"spec.{path}"

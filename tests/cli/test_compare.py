@@ -139,7 +139,9 @@ def test_what_the_report_needs_is_looked_for_first(refused, study, model, monkey
     [
         (["--seeds", "few"], "--seeds: 1 problem\n  - expected a number of seeds (3) or seeds (0,1,2), got 'few'"),
         (["--set", "steps"], "--set: 1 problem\n  - expected PATH=VALUE, such as lora.r=4, got 'steps'"),
-        (["--set", "ratio=0.5", "--set", "training.stepz=3"], "all cells: "),
+        (["--set", "ratio=0.5"], "ratio: was to be 0.5, but the study varies it: axis 'ratio'"),
+        (["--set", "training.stepz=3"], "all cells: training.stepz: unknown key. Did you mean 'steps'?"),
+        (["--set", "targets.7.count=3"], "targets.7.count: expected '*' or one of 1 items in 'targets', got '7'"),
         (["--text", "nowhere.txt"], "no text file at nowhere.txt"),
         (["--model", "no/such/folder"], "model folder: expected a model as a hub id, a local folder"),
         (["--only", "abc"], "no cell has the key 'abc'"),

@@ -38,6 +38,16 @@ def test_what_varies_cannot_be_changed():
         read_study({"title": "t", "vary": {"steps": [1, 2]}}, {"training.steps": 3})
 
 
+def test_changes_go_by_short_names_and_into_lists():
+    study = {"title": "t", "spec": {"targets": [{"role": "a", "count": 1}, {"role": "b"}]}, "vary": {"lora.r": [1]}}
+    found = read_study(study, {"ratio": 0.5, "targets.1.layers": "3:", "mode": "joint"}).study.spec
+    assert found == {
+        "targets": [{"role": "a", "ratio": 0.5}, {"role": "b", "ratio": 0.5, "layers": "3:"}],
+        "training": {"mode": "joint"},
+    }
+    assert study["spec"]["targets"][0] == {"role": "a", "count": 1}
+
+
 @pytest.mark.parametrize("key", ["series", "across"])
 def test_an_axis_that_is_not_there_is_named(key):
     with pytest.raises(SpecError, match=rf"{key}: expected an axis \(ratio\), got 'ration'. Did you mean 'ratio'\?"):

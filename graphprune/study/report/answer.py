@@ -9,12 +9,15 @@ from collections.abc import Sequence
 from graphprune.study.findings import Findings
 from graphprune.study.layout import Place
 from graphprune.study.metrics import Metric
-from graphprune.study.report.section import Block, Cell, Points, Section, Table
+from graphprune.study.report import verdicts
+from graphprune.study.report.section import Block, Fold, Points, Section
 from graphprune.study.report.words import count, effect_words, interval_words, join, told
 from graphprune.study.verdicts import Standing
 
 _NAMED = 4
 """So many settings are named in a sentence; more are counted."""
+_SHOWN = 24
+"""With more places than this, those of the first model and variant are shown, and the others folded away."""
 
 
 def section(findings: Findings) -> Section:
@@ -29,17 +32,18 @@ def section(findings: Findings) -> Section:
     if findings.results.study.question:
         blocks.append(f"Asked: {findings.results.study.question}")
     blocks.append(_overview(findings, metric))
-    for facet in layout.facets:
+    for number, facet in enumerate(layout.facets):
         places = [place for place in findings.places if place.facet == facet]
-        title = layout.title(facet)
-        if title:
-            blocks.append(f"{told(title)}:")
-        blocks.append(Points([sentence(findings, metric, place) for place in places]))
+        points, title = Points([sentence(findings, metric, place) for place in places]), layout.title(facet)
+        if number and len(findings.places) > _SHOWN:
+            blocks.append(Fold(f"For {title}", [points]))
+        else:
+            blocks += [f"For {title}:", points] if title else [points]
     others = [m for m in findings.metrics[1:] if not m.column.startswith("accuracy[") or len(findings.metrics) < 5]
     blocks += [_in_short(findings, other) for other in others]
     blocks.append("What may not be concluded:")
     blocks.append(Points(limits(findings, metric)))
-    blocks.append(_table(findings, metric))
+    blocks.append(verdicts.table(findings, metric))
     return Section("answer", "What was found", blocks)
 
 
@@ -196,41 +200,3 @@ def _seen(metric: Metric, comparisons: Sequence[object]) -> str:
     half = statistics.median(halves)
     words = f"{100 * (half - 1):.1f} %" if metric.ratio else f"{100 * half:.1f} points"
     return f" Half of the intervals reach {words} or more to either side; smaller differences had little chance."
-
-
-def _table(findings: Findings, metric: Metric) -> Table:
-    """Every setting at every place."""
-    layout = findings.layout
-    axes = [axis for axis in layout.rest if len(layout.labels[axis]) > 1]
-    across = [layout.across] if layout.across else []
-    head = [
-        *axes,
-        *across,
-        layout.series,
-        metric.label,
-        "95 % interval",
-        "seeds",
-        "against the best",
-        "p (Holm)",
-        "verdict",
-    ]
-    rows: list[list[Cell | str]] = []
-    for place in findings.places:
-        standing = findings.standing(metric, place)
-        facet = [label for axis, label in zip(layout.rest, place.facet, strict=True) if axis in axes]
-        for name, e in standing.estimates.items():
-            other = standing.comparisons.get(name)
-            effect, p, verdict = "", Cell("", math.nan), "best" if standing.decided else "no verdict"
-            if other is not None:
-                effect = effect_words(metric, other.effect)
-                if other.student is not None:
-                    ends = join([effect_words(metric, end) for end in other.student]).replace(" and ", " to ")
-                    effect += f" ({ends})"
-                p = Cell("–" if math.isnan(other.p_holm) else f"{other.p_holm:.2g}", other.p_holm)
-                verdict = "no verdict" if other.verdict == "none" else other.verdict
-            interval = Cell(interval_words(metric, e.interval), e.interval.low if e.interval else math.nan)
-            value = Cell(metric.show(e.mean), e.mean)
-            point = [Cell(place.point, layout.positions[layout.points.index(place.point)])] if across else []
-            size = Cell(effect, other.effect if other is not None else math.nan)
-            rows.append([*facet, *point, name, value, interval, Cell(str(e.seeds), e.seeds), size, p, verdict])
-    return Table(head, rows, f"{told(metric.label)}: means, intervals and verdicts", hidden=True, filtered=True)

@@ -62,7 +62,7 @@ def pictures(findings: Findings, metric: Metric) -> list[Picture]:
         Picture(
             stem if len(shown) == 1 else f"{stem}-{number}",
             _alt(findings, [panel]),
-            f"{layout.title(panel[1])}: {caption}" if layout.title(panel[1]) else caption,
+            f"For {layout.title(panel[1])}: {caption}" if layout.title(panel[1]) else caption,
             partial(_apart, findings, *panel),
         )
         for number, panel in enumerate(shown, start=1)

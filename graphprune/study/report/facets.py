@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from graphprune.study.layout import Layout
 from graphprune.study.report.section import Block, Fold
-from graphprune.study.report.words import told
 
 
 @dataclass(frozen=True)
@@ -17,7 +16,7 @@ class Part:
     Attributes:
         facet: its labels.
         suffix: of the names of its figures.
-        title: to begin captions with, such as ``stories, joint: ``; empty where there is only one facet.
+        title: to begin captions with, such as ``for stories, joint: ``; empty where there is only one facet.
     """
 
     facet: tuple[str, ...]
@@ -32,9 +31,9 @@ def per_facet(layout: Layout, make: Callable[[Part], Sequence[Block]]) -> list[B
     made: list[Block] = []
     for number, facet in enumerate(layout.facets, start=1):
         title = layout.title(facet)
-        blocks = make(Part(facet, f"-{number}", f"{title}: "))
+        blocks = make(Part(facet, f"-{number}", f"for {title}: "))
         if blocks and made:
-            made.append(Fold(told(title), blocks))
+            made.append(Fold(f"For {title}", blocks))
         else:
             made += blocks
     return made

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from graphprune.study.findings import Findings
 from graphprune.study.report import curves, ranking
-from graphprune.study.report.section import Block, Section
+from graphprune.study.report.section import Block, Fold, Section
+
+_PANELS = 6
 
 
 def section(findings: Findings) -> Section | None:
@@ -16,6 +18,9 @@ def section(findings: Findings) -> Section | None:
             blocks += curves.pictures(findings, metric)
         if number == 0 or layout.across is None:
             blocks += ranking.blocks(findings, metric)
-    blocks += curves.others(findings, findings.metrics[1:])
+    others = curves.others(findings, findings.metrics[1:])
+    # Many small panels are for those who look for one of them.
+    apart = len(layout.facets) * (len(findings.metrics) - 1) > _PANELS
+    blocks += [Fold("Other measures", others)] if others and apart else others
     title = f"Quality along {layout.across}" if layout.across is not None else "Quality"
     return Section("quality", title, blocks) if blocks else None

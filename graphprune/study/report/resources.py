@@ -91,7 +91,8 @@ def _per_step(cell: CellRecord) -> float:
 
 def _peak(cell: CellRecord, read: Callable[[Stage], int | None]) -> float:
     stages = cell.report.stages if cell.report is not None else ()
-    return max((float(v) for stage in stages if stage.name in _PRUNING and (v := read(stage))), default=math.nan)
+    pruning = [stage for stage in stages if stage.name in _PRUNING] or stages
+    return max((float(v) for stage in pruning if (v := read(stage))), default=math.nan)
 
 
 def _means(findings: Findings, place: Place, resource: Resource) -> dict[str, list[float]]:

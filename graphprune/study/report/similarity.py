@@ -129,6 +129,11 @@ def _curves(findings: Findings, found: Found, canvas: Canvas) -> Figure:
     return figure
 
 
+def _beside(findings: Findings, found: Found) -> int:
+    """Panels in a line: those of a kind, or with one point all kinds."""
+    return len(findings.layout.points) if len(findings.layout.points) > 1 else len(found)
+
+
 def _thin(number: int) -> dict[str, Any]:
     return {**look(number), "linewidth": 1.2}
 
@@ -145,7 +150,7 @@ def _layers(findings: Findings, found: Found, canvas: Canvas) -> Figure:
         rows = value.jaccard[:, 0, 1:].T
         heats.append(heat.Heat(title, layout.settings[1:], [str(layer) for layer in value.layers], rows, "layer"))
     return heat.draw(
-        heats, canvas, low=0.0, high=1.0, scale=f"overlap with {layout.settings[0]}", beside=len(layout.points)
+        heats, canvas, low=0.0, high=1.0, scale=f"overlap with {layout.settings[0]}", beside=_beside(findings, found)
     )
 
 
@@ -159,7 +164,7 @@ def _matrix(findings: Findings, found: Found, canvas: Canvas) -> Figure:
     room = len(rows) * 0.24 if few else 1.3 if canvas.wide else 0.8
     return heat.draw(
         heats, canvas, low=0.0, high=1.0, scale="overlap of removed units",
-        numbers=few, beside=len(layout.points), room=room,
+        numbers=few, beside=_beside(findings, found), room=room,
     )  # fmt: skip
 
 

@@ -70,7 +70,12 @@ def _kept_picture(heats: list[heat.Heat], suffix: str, title: str, points: int) 
         f"{title}Share of units that stay, by layer. {'; '.join(parts)}.",
         told(f"{title}share of the units that stay, by layer; mean over seeds."),
         lambda canvas: heat.draw(
-            heats, canvas, low=min(0.5, lowest), high=1.0, scale="share of units kept", beside=points
+            heats,
+            canvas,
+            low=min(0.5, lowest),
+            high=1.0,
+            scale="share of units kept",
+            beside=points if points > 1 else len(heats),
         ),
     )
 
@@ -133,15 +138,14 @@ def _kept(findings: Findings, facet: Facet) -> list[heat.Heat]:
     for of in kinds(layout.select(facet)):
         layers = _layers(layout.select(facet), of)
         for point in layout.points:
-            rows, names = [], []
-            for name in layout.settings:
+            rows = np.full((len(layout.settings), len(layers)), np.nan)
+            for number, name in enumerate(layout.settings):
                 cells = [c for c in layout.select(facet, point, name) if c.groups and c.status == "done"]
                 if cells:
-                    rows.append(np.mean([_shares(cell, of, layers) for cell in cells], axis=0))
-                    names.append(name)
-            if rows and len(layers) > 1:
+                    rows[number] = np.mean([_shares(cell, of, layers) for cell in cells], axis=0)
+            if np.isfinite(rows).any() and len(layers) > 1:
                 title = ", ".join(part for part in (NAMES.get(of, of), layout.at(point)) if part)
-                heats.append(heat.Heat(title, names, [str(k) for k in layers], np.array(rows), "layer"))
+                heats.append(heat.Heat(title, layout.settings, [str(k) for k in layers], rows, "layer"))
     return heats
 
 

@@ -196,11 +196,15 @@ def test_a_study_that_was_broken_off_goes_on(go, small, monkeypatch, runs):
     assert len(go(wanted).cells) == 3 and len(runs) == 2
 
 
-def test_one_cell_alone(go, small, runs, tmp_path):
+def test_one_cell_alone(go, small, runs, tmp_path, monkeypatch):
     wanted = small(vary={"criterion": ["magnitude", "gate"]})
     cells = go(wanted).cells
     again = go(wanted, folder="again", only=[cells[1].key])
     assert [c.key for c in again.cells] == [cells[1].key] and again.missing == 1
+    monkeypatch.setattr(cell_module, "prune", lambda *a, **k: 1 / 0)
+    failed = go(wanted, folder="failed").cells
+    monkeypatch.setattr(cell_module, "prune", prune)
+    assert [c.status for c in go(wanted, folder="failed", only=[failed[1].key]).cells] == ["failed", "done"]
     with pytest.raises(SpecError, match="no cell has the key 'nothing'"):
         go(wanted, only=["nothing"])
 

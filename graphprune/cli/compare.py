@@ -94,8 +94,7 @@ def _changes(
     """What the options say, as values by path."""
     changes: dict[str, Any] = {}
     if models:
-        pairs = [name.partition("=") for name in models]
-        changes["models"] = {(label if eq else Path(label).name): (name if eq else label) for label, eq, name in pairs}
+        changes["models"] = models
     if seeds is not None:
         changes["seeds"] = _seeds(seeds)
     if steps is not None:

@@ -37,7 +37,10 @@ def print_grid(work: Work, todo: Sequence[tuple[Cell, Keys]], console: Console) 
 
 def print_comparison(results: Results, console: Console) -> None:
     """The mean perplexity over seeds of every series, one table per model, one column per place on the other axis."""
-    series, across = axes(results)
+    from graphprune.study.layout import Layout
+
+    layout = Layout.of(results)
+    series, across = layout.series, layout.across
     done = [cell for cell in results.cells if cell.status == "done"]
     for model in dict.fromkeys(cell.labels["model"] for cell in results.cells):
         own = [cell for cell in done if cell.labels["model"] == model]
@@ -45,7 +48,7 @@ def print_comparison(results: Results, console: Console) -> None:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, title=f"{model}, perplexity")
         table.add_column(series, overflow="fold")
         for column in columns:
-            table.add_column(f"{across} {column}".strip(), justify="right")
+            table.add_column(f"{across or ''} {column}".strip(), justify="right")
         for name, cells in _rows(own, series, across).items():
             by_column = [[c for c in cells if not across or c.labels[across] == column] for column in columns]
             table.add_row(name, *(_mean([p for c in chosen if (p := final(c)) is not None]) for chosen in by_column))
@@ -58,14 +61,6 @@ def print_comparison(results: Results, console: Console) -> None:
         console.print(f"{results.missing} cells have not been run")
 
 
-def axes(results: Results) -> tuple[str, str]:
-    """The axis whose values are compared, and the one along which they are followed (empty where there is one)."""
-    study, names = results.study, list(results.study.vary)
-    series = study.series or next((n for n in names if n != (study.across or "ratio")), names[0])
-    rest = [name for name in names if name != series]
-    return series, study.across or next((n for n in ("ratio", *rest) if n in rest), "")
-
-
 def final(cell: CellRecord) -> float | None:
     """The perplexity of what comes out of a cell."""
     report = cell.report
@@ -74,7 +69,7 @@ def final(cell: CellRecord) -> float | None:
     return report.perplexity_pruned if report.perplexity_tuned is None else report.perplexity_tuned
 
 
-def _rows(cells: Sequence[CellRecord], series: str, across: str) -> dict[str, list[CellRecord]]:
+def _rows(cells: Sequence[CellRecord], series: str, across: str | None) -> dict[str, list[CellRecord]]:
     """By the labels of all axes but the one that makes the columns, the series first."""
     rows: dict[str, list[CellRecord]] = {}
     for cell in cells:

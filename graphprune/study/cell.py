@@ -54,9 +54,10 @@ def run_cell(
     try:
         found = _run(cell, keys, subject, questions, folder)
     except Exception as error:
-        log.debug("%s failed", cell, exc_info=not isinstance(error, GraphPruneError))
         found = {"status": "failed", "error": in_words(error)}
-        _log_bug(cell, error)
+        # The trace of what is no surprise is for the file alone.
+        expected = isinstance(error, (GraphPruneError, torch.OutOfMemoryError, MemoryError))
+        log.log(logging.INFO if expected else logging.ERROR, "%s failed", cell, exc_info=error)
         _let_go(error)
     return CellRecord.model_validate({**known, **found, "seconds": time.perf_counter() - start})
 
@@ -120,12 +121,6 @@ def _groups(cell: Cell, result: PruneResult) -> dict[str, GroupRecord]:
         for g in graph
         if g.name in chosen
     }
-
-
-def _log_bug(cell: Cell, error: Exception) -> None:
-    """Errors that are no surprise need no traceback."""
-    if not isinstance(error, (GraphPruneError, torch.OutOfMemoryError, MemoryError)):
-        log.error("%s failed", cell, exc_info=error)
 
 
 def _let_go(error: BaseException) -> None:

@@ -32,10 +32,10 @@ def log_file(folder: Path, rank: int) -> Iterator[None]:
 
 @contextmanager
 def quiet_engine() -> Iterator[None]:
-    """Every prune event of every cell is in its record; on a terminal they would bury the grid."""
+    """Every prune event of every cell is in its record; on a terminal they, and traces, would bury the grid."""
 
     def about_the_grid(record: logging.LogRecord) -> bool:
-        return record.levelno > logging.INFO or record.name.startswith(_STUDY)
+        return record.levelno > logging.INFO or (record.name.startswith(_STUDY) and not record.exc_info)
 
     handlers = [h for h in logging.getLogger(_ALL).handlers if not isinstance(h, logging.FileHandler)]
     for handler in handlers:

@@ -183,7 +183,7 @@ class Work:
         return work
 
     def pending(self, *, only: Sequence[str] = (), retry: bool = False) -> list[tuple[Cell, Keys]]:
-        """The cells that have to be run, each run once.
+        """The cells that have to be run, each run once; failed ones where they are named, or all with ``retry``.
 
         Raises:
             SpecError: for a key in ``only`` that no cell has.
@@ -200,7 +200,7 @@ class Work:
             if keys.cell in found or (only and keys.cell not in only):
                 continue
             record = self.folder.cell(keys.cell)
-            if record is None or (record.status == "failed" and retry):
+            if record is None or (record.status == "failed" and (retry or keys.cell in only)):
                 found[keys.cell] = (cell, keys)
         return list(found.values())
 

@@ -26,11 +26,18 @@ def _as_seeds(value: Any) -> Any:
 
 
 def _labelled(value: Any) -> Any:
-    """A list of models is a mapping, named by the last part of each name."""
+    """A list of models is a mapping: ``LABEL=NAME``, or named by the last part of each name."""
     value = as_tuple(value)
-    if isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value):
-        return {item.rstrip("/").rsplit("/", 1)[-1]: item for item in value}
-    return value
+    if not isinstance(value, (list, tuple)) or not all(isinstance(item, str) for item in value):
+        return value
+    pairs = [item.partition("=") for item in value]
+    named = [
+        (label, name) if equals else (label.rstrip("/").rsplit("/", 1)[-1], label) for label, equals, name in pairs
+    ]
+    twice = sorted({label for label, _ in named if [other for other, _ in named].count(label) > 1})
+    if twice:
+        raise ValueError(f"two models are called {', '.join(map(repr, twice))}: give them labels, as LABEL=NAME")
+    return dict(named)
 
 
 class Study(Section):
@@ -47,7 +54,7 @@ class Study(Section):
     models: Annotated[
         dict[str, str],
         BeforeValidator(_labelled, json_schema_input_type=str | tuple[str, ...] | dict[str, str]),
-    ] = Field({}, description="Folders or Hub ids, by label; may be given at run time.")
+    ] = Field({}, description="Folders or Hub ids, by label, or a list of them; may be given at run time.")
     base: str | None = Field(None, min_length=1, description="A recipe or spec file that 'spec' is laid over.")
     spec: dict[str, Any] = Field({}, description="What all cells share, as in a spec.")
     vary: dict[str, list[Any] | dict[str, Any]] = Field(min_length=1, description="The axes, by name.")

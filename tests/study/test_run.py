@@ -159,7 +159,9 @@ def test_a_cell_that_fails_is_put_down_and_the_grid_goes_on(error, told, go, sma
     assert [(c.status, c.error) for c in found.cells] == [("failed", told), ("done", "")]
     log = (tmp_path / "out" / "study.log").read_text()
     assert f"FAILED, {told}" in log
-    assert ("Traceback" in log) == isinstance(error, ZeroDivisionError)  # a surprise
+    assert "Traceback" in log
+    surprises = [r for r in caplog.records if r.exc_info and r.levelno == logging.ERROR]
+    assert len(surprises) == isinstance(error, ZeroDivisionError)  # which is told on the terminal, too
     monkeypatch.setattr(cell_module, "prune", prune)
     assert go(wanted).cells[0].status == "failed"
     assert go(wanted, retry=True).cells[0].status == "done"
@@ -194,11 +196,15 @@ def test_a_study_that_was_broken_off_goes_on(go, small, monkeypatch, runs):
     assert len(go(wanted).cells) == 3 and len(runs) == 2
 
 
-def test_one_cell_alone(go, small, runs, tmp_path):
+def test_one_cell_alone(go, small, runs, tmp_path, monkeypatch):
     wanted = small(vary={"criterion": ["magnitude", "gate"]})
     cells = go(wanted).cells
     again = go(wanted, folder="again", only=[cells[1].key])
     assert [c.key for c in again.cells] == [cells[1].key] and again.missing == 1
+    monkeypatch.setattr(cell_module, "prune", lambda *a, **k: 1 / 0)
+    failed = go(wanted, folder="failed").cells
+    monkeypatch.setattr(cell_module, "prune", prune)
+    assert [c.status for c in go(wanted, folder="failed", only=[failed[1].key]).cells] == ["failed", "done"]
     with pytest.raises(SpecError, match="no cell has the key 'nothing'"):
         go(wanted, only=["nothing"])
 

@@ -127,7 +127,7 @@ class Layout:
     def title(self, facet: tuple[str, ...]) -> str:
         """What sets a facet apart from the others, in words; empty where there is only one."""
         varied = [(axis, label) for axis, label in zip(self.rest, facet, strict=True) if len(self.labels[axis]) > 1]
-        return ", ".join(label if axis in (MODEL, "mode", "scope") else f"{axis} {label}" for axis, label in varied)
+        return ", ".join(label if axis == MODEL else f"{axis} {label}" for axis, label in varied)
 
     def at(self, point: str) -> str:
         """A point in words: ``ratio 0.5``; empty where there is no such axis."""

@@ -20,12 +20,18 @@ class Results:
         cells: in the order of the grid.
         dense: every model before pruning.
         folder: where all of it is kept.
+        missing: cells of the grid that have not been run.
+        notes: on the grid as a whole.
+        versions: of Python, graphprune and what it builds on.
     """
 
     study: Study
     cells: tuple[CellRecord, ...]
     dense: tuple[DenseRecord, ...]
     folder: Path
+    missing: int = 0
+    notes: tuple[str, ...] = ()
+    versions: dict[str, str] | None = None
 
     def scores(self, cell: CellRecord) -> dict[str, Tensor]:
         """The scores that ``cell`` was pruned by, by group; empty where none are kept."""

@@ -27,8 +27,8 @@ def test_the_first_axis_is_compared_along_the_ratio(tmp_path):
     assert (found.series, found.across, found.rest) == ("criterion", "ratio", ("model", "mode"))
     assert found.points == ("0.2", "0.5") and found.positions == (0.2, 0.5) and found.numeric
     assert found.facets == (("m", "joint"), ("m", "separate")) and found.settings == ("a", "b")
-    assert [found.title(facet) for facet in found.facets] == ["joint", "separate"]
-    assert found.where(Place(("m", "joint"), "0.5")) == "joint, ratio 0.5"
+    assert [found.title(facet) for facet in found.facets] == ["mode joint", "mode separate"]
+    assert found.where(Place(("m", "joint"), "0.5")) == "mode joint, ratio 0.5"
     assert len(found.select(("m", "joint"), "0.5", "a")) == 1 and len(found.select(("m", "joint"))) == 4
 
 

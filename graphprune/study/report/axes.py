@@ -88,8 +88,9 @@ def _log_ticks(low: float, high: float, most: int) -> list[float]:
     found: list[float] = []
     for digits in choices:
         found = [d * 10.0**e for e in decades for d in digits if low <= d * 10.0**e <= high]
-        if len(found) <= most:
-            break
-    if len(found) > most:
-        found = found[:: math.ceil(len(found) / most)]
-    return found if len(found) >= min(3, most) else _ticks(low, high, max(1, most - 1))
+        if min(3, most) <= len(found) <= most:
+            return found
+    if high < 10 * low:
+        return _ticks(low, high, max(1, most - 1))
+    found = [d * 10.0**e for e in decades for d in (1, 3) if low <= d * 10.0**e <= high]
+    return found[:: math.ceil(len(found) / most)]

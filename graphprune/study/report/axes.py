@@ -36,7 +36,7 @@ def value_axis(
     write = show or plain
     if log:
         low, high = low / 1.05, high * 1.05
-        axis._set_axes_scale("log")
+        (axis.axes.set_xscale if axis.axis_name == "x" else axis.axes.set_yscale)("log")
         axis.set_minor_locator(NullLocator())
     else:
         pad = 0.05 * (high - low) or 0.05 * abs(high) or 1.0

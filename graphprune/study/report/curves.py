@@ -158,8 +158,11 @@ def _aside(findings: Findings, number: int) -> float:
     """A small step to the side, so that bars of different settings do not hide each other."""
     positions, count = findings.layout.positions, len(findings.layout.settings)
     gaps = [b - a for a, b in itertools.pairwise(positions) if b > a]
-    room = min(0.2, 0.03 * count) if findings.layout.numeric else 0.6
-    return (number - (count - 1) / 2) / max(1, count) * room * min(gaps, default=1.0)
+    if findings.layout.numeric:
+        room = min(min(0.2, 0.03 * count) * min(gaps, default=1.0), 0.08 * (positions[-1] - positions[0]))
+    else:
+        room = 0.6
+    return (number - (count - 1) / 2) / max(1, count) * room
 
 
 def _line(findings: Findings, panel: Axes, line: Sequence[Estimate | None], aside: float, **style: Any) -> Any:

@@ -71,8 +71,8 @@ def _resources(findings: Findings) -> tuple[Resource, ...]:
     return (
         Resource("time per step", _per_step, words.seconds),
         Resource("scoring", score, words.seconds),
-        Resource("memory on device", lambda cell: _peak(cell, lambda s: s.peak_device_bytes), words.size),
-        Resource("memory of the process", lambda cell: _peak(cell, lambda s: s.peak_rss_bytes), words.size),
+        Resource("device memory", lambda cell: _peak(cell, lambda s: s.peak_device_bytes), words.size),
+        Resource("process memory", lambda cell: _peak(cell, lambda s: s.peak_rss_bytes), words.size),
         Resource("total time", total, words.seconds),
     )
 
@@ -136,6 +136,7 @@ def _table(findings: Findings, place: Place, resources: Sequence[Resource], *, h
     layout = findings.layout
     metrics = findings.metrics[:1]
     first = layout.settings[0]
+    resources = [resource for resource in resources if any(_means(findings, place, resource).values())]
     head = [layout.series, *(resource.name for resource in resources), *(metric.label for metric in metrics)]
     columns = [(_means(findings, place, resource), resource.show, True) for resource in resources]
     for metric in metrics:

@@ -106,12 +106,12 @@ def estimate(runs: Runs, level: float = LEVEL) -> Estimate | None:
     return Estimate(runs.back(float(scaled.mean())), interval, min(found.values()), max(found.values()), len(found))
 
 
-def compare(first: Runs, second: Runs, level: float = LEVEL, *, comparisons: int = 1) -> Comparison:
+def compare(first: Runs, second: Runs, level: float = LEVEL) -> Comparison:
     """``first`` against ``second``, over the seeds that gave a number for both.
 
     "Better" and "worse" need all three: Student's interval of the paired differences without the point of no
-    difference, the bootstrap interval without it, and a p-value that is small enough for that many ``comparisons``
-    (Bonferroni; :func:`against` puts Holm's in its place). Everything else is a tie, and one seed says nothing.
+    difference, the bootstrap interval without it, and a small p-value, which :func:`against` corrects for the number of
+    comparisons. Everything else is a tie, and one seed says nothing.
     """
     seeds = [seed for seed in first.finite if seed in second.finite]
     if not seeds:
@@ -135,7 +135,7 @@ def compare(first: Runs, second: Runs, level: float = LEVEL, *, comparisons: int
         Interval(*map(first.back, student)),
         Interval(*map(first.back, bootstrap)),
         p,
-        min(1.0, p * comparisons),
+        p,
         len(seeds),
         "tie",
     )

@@ -180,7 +180,10 @@ def limits(findings: Findings, metric: Metric) -> list[str]:
             f"{told(count(still, 'comparison'))} of runs that the seed does not change: one measurement, no verdict."
         )
     if findings.results.missing:
-        found.append(f"The study is not finished: {count(findings.results.missing, 'run')} more are to come.")
+        more = count(findings.results.missing, "run")
+        found.append(
+            f"The study is not finished: {more} more {'is' if findings.results.missing == 1 else 'are'} to come."
+        )
     found += findings.results.notes
     failed = [cell for cell in layout.cells if cell.status == "failed"]
     if failed:

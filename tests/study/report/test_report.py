@@ -3,6 +3,7 @@
 import base64
 import re
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -156,10 +157,20 @@ def test_nothing_but_failures(tmp_path):
     assert [section.name for section in sections(Findings(results))] == ["answer", "runs", "reproduce"]
 
 
+def test_a_study_that_has_only_begun(tmp_path):
+    results = build(tmp_path, series=2, seeds=1, ratios=(0.5,))
+    begun = replace(results, cells=(), dense=(), missing=2)
+    write_report(begun, tmp_path)
+    page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert "No quality is known: of 0 runs 0 failed, the others measured none." in page.words
+    half = Findings(replace(results, cells=results.cells[:1], missing=1))
+    assert "1 run more is to come" in " ".join(limits(half, half.metrics[0]))
+
+
 def test_texts_cannot_break_the_page(tmp_path):
     results = build(tmp_path, series=2, seeds=1, ratios=(0.5,))
     study = results.study.model_copy(update={"title": "<script>alert(1)</script> & more"})
-    write_report(type(results)(study=study, cells=results.cells, dense=results.dense, folder=tmp_path), tmp_path)
+    write_report(replace(results, study=study), tmp_path)
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "<script>alert" not in text and "&lt;script&gt;alert(1)&lt;/script&gt; &amp; more" in text
 

@@ -5,10 +5,10 @@ import re
 import sys
 from dataclasses import replace
 from html.parser import HTMLParser
+from importlib import import_module
 
 import pytest
 
-import graphprune.study.report as report
 from graphprune.errors import MissingExtraError
 from graphprune.study.findings import Findings
 from graphprune.study.report import sections, write_report
@@ -176,7 +176,11 @@ def test_texts_cannot_break_the_page(tmp_path):
 
 
 def test_without_the_extra_it_is_named_before_anything_is_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "find_spec", lambda name: None if name == "matplotlib" else sys.modules)
+    monkeypatch.setattr(
+        import_module("graphprune.study.report"),
+        "find_spec",
+        lambda name: None if name == "matplotlib" else sys.modules,
+    )
     with pytest.raises(MissingExtraError, match=r"matplotlib.*graphprune\[report\]"):
         write_report(build(tmp_path / "study", series=2, seeds=1), tmp_path / "out")
     assert not (tmp_path / "out").exists()

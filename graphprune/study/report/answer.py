@@ -71,7 +71,9 @@ def sentence(findings: Findings, metric: Metric, place: Place) -> str:
     worse = [name for name in others if standing.comparisons[name].verdict == "worse"]
     unjudged = [name for name in others if standing.comparisons[name].verdict == "none"]
     leads = "leads" if ties or unjudged else "is best"
-    parts = [f"{start}{standing.best} {leads} ({metric.label} {value})"]
+    layout = findings.layout
+    name = f"{layout.series} {standing.best}" if layout.series in layout.numbers else standing.best
+    parts = [f"{start}{name} {leads} ({metric.label} {value})"]
     if ties:
         parts.append(_tied(ties, len(others)))
     if worse:

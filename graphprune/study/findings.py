@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from graphprune.study.layout import Layout, Place
+from graphprune.study.layout import RATIO, Layout, Place
 from graphprune.study.metrics import Metric, metrics
 from graphprune.study.results import Results
 from graphprune.study.verdicts import Comparison, Runs, Standing, against, standing
@@ -16,11 +16,19 @@ class Findings:
     """Results with everything that is computed from them, each once."""
 
     results: Results
+    swapped: bool = False
 
     @cached_property
     def layout(self) -> Layout:
-        """The axes in their roles."""
-        return Layout.of(self.results)
+        """The axes in their roles; those that are compared and followed change places where this is ``swapped``."""
+        layout = Layout.of(self.results)
+        return layout.swapped() if self.swapped else layout
+
+    @cached_property
+    def judging(self) -> Findings:
+        """What verdicts are about: where lines are ratios, what is compared at each, not one ratio with another."""
+        layout = self.layout
+        return Findings(self.results, swapped=True) if layout.series == RATIO and layout.across is not None else self
 
     @cached_property
     def metrics(self) -> tuple[Metric, ...]:

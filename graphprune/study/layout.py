@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
 from graphprune.study.records import CellRecord
 from graphprune.study.results import Results
 
-MODEL = "model"
+MODEL, RATIO = "model", "ratio"
 
 
 class Place(NamedTuple):
@@ -50,7 +50,7 @@ class Layout:
         others = [axis for axis in varied if axis != series]
         across = results.study.across if results.study.across in axes else None
         if across is None or across == series:
-            across = "ratio" if "ratio" in others else next(iter(others), None)
+            across = RATIO if RATIO in others else next(iter(others), None)
         numbers = {
             axis: {cell.labels[axis]: cell.values[axis] for cell in cells if axis in cell.labels}
             for axis in axes
@@ -62,6 +62,11 @@ class Layout:
         }
         rest = tuple(axis for axis in axes if axis not in (series, across))
         return cls(str(series), across, rest, labels, numbers, cells)
+
+    def swapped(self) -> Layout:
+        """The same with ``series`` and ``across`` in each other's place."""
+        assert self.across is not None
+        return replace(self, series=self.across, across=self.series)
 
     @property
     def settings(self) -> tuple[str, ...]:
@@ -127,7 +132,7 @@ class Layout:
     def title(self, facet: tuple[str, ...]) -> str:
         """What sets a facet apart from the others, in words; empty where there is only one."""
         varied = [(axis, label) for axis, label in zip(self.rest, facet, strict=True) if len(self.labels[axis]) > 1]
-        return ", ".join(label if axis in (MODEL, "mode", "scope") else f"{axis} {label}" for axis, label in varied)
+        return ", ".join(label if axis == MODEL else f"{axis} {label}" for axis, label in varied)
 
     def at(self, point: str) -> str:
         """A point in words: ``ratio 0.5``; empty where there is no such axis."""

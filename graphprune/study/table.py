@@ -95,7 +95,7 @@ def write_tables(findings: Findings, folder: Path) -> None:
     except ImportError:
         raise MissingExtraError("pyarrow", "report", "writing results.parquet") from None
     table.to_csv(folder / "results.csv", index=False, na_rep="NaN")
-    summary(findings).to_csv(folder / "summary.csv", index=False, na_rep="NaN")
+    summary(findings.judging).to_csv(folder / "summary.csv", index=False, na_rep="NaN")
 
 
 def _row(cell: CellRecord, dense: Evaluation | None) -> dict[str, Any]:

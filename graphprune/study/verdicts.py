@@ -106,12 +106,12 @@ def estimate(runs: Runs, level: float = LEVEL) -> Estimate | None:
     return Estimate(runs.back(float(scaled.mean())), interval, min(found.values()), max(found.values()), len(found))
 
 
-def compare(first: Runs, second: Runs, level: float = LEVEL, *, comparisons: int = 1) -> Comparison:
+def compare(first: Runs, second: Runs, level: float = LEVEL) -> Comparison:
     """``first`` against ``second``, over the seeds that gave a number for both.
 
     "Better" and "worse" need all three: Student's interval of the paired differences without the point of no
-    difference, the bootstrap interval without it, and a p-value that is small enough for that many ``comparisons``
-    (Bonferroni; :func:`against` puts Holm's in its place). Everything else is a tie, and one seed says nothing.
+    difference, the bootstrap interval without it, and a small p-value, which :func:`against` corrects for the number of
+    comparisons. Everything else is a tie, and one seed says nothing.
     """
     seeds = [seed for seed in first.finite if seed in second.finite]
     if not seeds:
@@ -135,7 +135,7 @@ def compare(first: Runs, second: Runs, level: float = LEVEL, *, comparisons: int
         Interval(*map(first.back, student)),
         Interval(*map(first.back, bootstrap)),
         p,
-        min(1.0, p * comparisons),
+        p,
         len(seeds),
         "tie",
     )
@@ -160,15 +160,19 @@ class Standing:
         best: with the best mean among those with the most seeds; None where nothing gave a number.
         estimates: of every setting that gave a number, best first.
         comparisons: every other setting against the best.
-        group: the best and what is not worse than it by the rules of :func:`compare`, best first; of one seed, or of
-            a seed that changes nothing, all of them: nothing can be told apart.
-        decided: whether there was a verdict on anything.
+        group: the best, and what ties with it by the rules of :func:`compare`, best first. What could not be compared
+            is neither in it nor worse.
     """
 
     best: str | None
     estimates: dict[str, Estimate]
     comparisons: dict[str, Comparison]
     group: tuple[str, ...]
+
+    @property
+    def alone(self) -> bool:
+        """Whether everything else is worse than the best."""
+        return bool(self.comparisons) and all(c.verdict == "worse" for c in self.comparisons.values())
 
     @property
     def decided(self) -> bool:
@@ -190,9 +194,8 @@ def standing(settings: Mapping[str, Runs], level: float = LEVEL) -> Standing:
     most = max(found.seeds for found in estimates.values())
     best = next(name for name in order if estimates[name].seeds == most)
     comparisons = against(best, {name: settings[name] for name in estimates}, level)
-    group = tuple(name for name in order if name == best or comparisons[name].verdict != "worse")
-    ranked = {name: estimates[name] for name in order}
-    return Standing(best, ranked, comparisons, (best, *(name for name in group if name != best)))
+    ties = (name for name in order if name != best and comparisons[name].verdict in ("tie", "better"))
+    return Standing(best, {name: estimates[name] for name in order}, comparisons, (best, *ties))
 
 
 def _per_segment(first: Runs, second: Runs, seeds: Sequence[int], difference: Floats) -> Floats:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from graphprune.study.findings import Findings
 from graphprune.study.layout import Layout, Place
 from graphprune.study.records import CellRecord
 from graphprune.study.results import Results
@@ -27,8 +28,8 @@ def test_the_first_axis_is_compared_along_the_ratio(tmp_path):
     assert (found.series, found.across, found.rest) == ("criterion", "ratio", ("model", "mode"))
     assert found.points == ("0.2", "0.5") and found.positions == (0.2, 0.5) and found.numeric
     assert found.facets == (("m", "joint"), ("m", "separate")) and found.settings == ("a", "b")
-    assert [found.title(facet) for facet in found.facets] == ["joint", "separate"]
-    assert found.where(Place(("m", "joint"), "0.5")) == "joint, ratio 0.5"
+    assert [found.title(facet) for facet in found.facets] == ["mode joint", "mode separate"]
+    assert found.where(Place(("m", "joint"), "0.5")) == "mode joint, ratio 0.5"
     assert len(found.select(("m", "joint"), "0.5", "a")) == 1 and len(found.select(("m", "joint"))) == 4
 
 
@@ -56,3 +57,14 @@ def test_models_can_be_compared(tmp_path):
     found = Layout.of(results(tmp_path, axes=axes, series="model"))
     assert (found.series, found.across, found.rest) == ("model", "ratio", ()) and found.facets == ((),)
     assert found.model(()) is None and found.title(()) == ""
+
+
+def test_verdicts_are_not_about_ratios_where_something_else_is_compared(tmp_path):
+    axes = {"average": (0.0, 0.9), "ratio": (0.2, 0.5)}
+    found = Findings(results(tmp_path, axes=axes, series="ratio", across="average"))
+    assert (found.layout.series, found.layout.across) == ("ratio", "average")
+    assert (found.judging.layout.series, found.judging.layout.across) == ("average", "ratio")
+    plain = Findings(results(tmp_path, axes=axes))
+    assert plain.judging is plain and plain.layout.series == "average"
+    alone = Findings(results(tmp_path, axes={"ratio": (0.2, 0.5)}))
+    assert alone.judging is alone

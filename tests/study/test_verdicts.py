@@ -86,11 +86,11 @@ def test_accuracies_are_compared_by_difference_and_higher_is_better():
 def test_more_comparisons_need_more():
     a, b = runs(5.0, 5.2, 5.1), runs(5.35, 5.4, 5.38)
     assert compare(a, b).verdict == "better"
-    assert compare(a, b, comparisons=20).verdict == "tie"
     others = {f"n{k}": runs(*(np.array([5.0, 5.2, 5.1]) * f)) for k, f in enumerate([1.001, 0.999] * 8)}
     others = {k: Runs({s: v * (1 + 0.002 * (s - 1)) for s, v in r.values.items()}) for k, r in others.items()}
     family = against("b", {"b": b, "a": a, **others})
-    assert family["a"].p == compare(a, b).p and family["a"].p_holm > family["a"].p
+    assert family["a"].p == compare(a, b).p and family["a"].p_holm == pytest.approx(17 * family["a"].p)
+    assert family["a"].verdict == "tie"
 
 
 def test_estimates_are_geometric_for_perplexities():
@@ -111,7 +111,7 @@ def test_a_standing_names_the_best_and_its_ties():
     found = standing(settings)
     assert found.best == "best"  # not the one with a single seed, though its number is lower
     assert list(found.estimates) == ["once", "best", "close", "far"]
-    assert found.group == ("best", "once", "close")
+    assert found.group == ("best", "close") and not found.alone  # nothing is known of the one with a single seed
     assert found.comparisons["far"].verdict == "worse" and found.comparisons["once"].verdict == "none"
     assert found.decided
     assert standing({"a": runs(1.0), "b": runs(2.0)}).decided is False

@@ -73,7 +73,6 @@ def sections(findings: Findings) -> list[Section]:
     )
 
     makers = (
-        answer.section,
         quality.section,
         resources.section,
         similarity.section,
@@ -83,4 +82,6 @@ def sections(findings: Findings) -> list[Section]:
         everything.cells_section,
         everything.reproduce_section,
     )
-    return [section for maker in makers if (section := maker(findings)) is not None]
+    # Sentences are about verdicts; figures and tables are laid out as the study asks.
+    told = [answer.section(findings.judging)]
+    return told + [section for maker in makers if (section := maker(findings)) is not None]

@@ -69,15 +69,24 @@ def sentence(findings: Findings, metric: Metric, place: Place) -> str:
         return f"{start}no verdict ({'; '.join(reasons)}). In order of {metric.label}: {order}."
     ties = [name for name in standing.group if name != standing.best]
     worse = [name for name in others if standing.comparisons[name].verdict == "worse"]
-    leads = "leads" if ties else "is best"
-    parts = [f"{start}{standing.best} {leads} ({metric.label} {value})"]
-    parts.append(_tied(ties, worse) if ties else "")
-    parts.append(_worse(metric, standing, worse) if worse else "")
-    return "; ".join(part for part in parts if part) + "."
+    unjudged = [name for name in others if standing.comparisons[name].verdict == "none"]
+    leads = "leads" if ties or unjudged else "is best"
+    layout = findings.layout
+    name = f"{layout.series} {standing.best}" if layout.series in layout.numbers else standing.best
+    parts = [f"{start}{name} {leads} ({metric.label} {value})"]
+    if ties:
+        parts.append(_tied(ties, len(others)))
+    if worse:
+        parts.append(_worse(metric, standing, worse))
+    if unjudged:
+        named = join(unjudged) if len(unjudged) <= _NAMED else f"{len(unjudged)} others"
+        reasons = sorted({standing.comparisons[name].why for name in unjudged})
+        parts.append(f"no verdict on {named} ({'; '.join(reasons)})")
+    return "; ".join(parts) + "."
 
 
-def _tied(ties: Sequence[str], worse: Sequence[str]) -> str:
-    if not worse:
+def _tied(ties: Sequence[str], others: int) -> str:
+    if len(ties) == others:
         return "none of the others can be told from it" if len(ties) > 1 else f"{ties[0]} cannot be told from it"
     if len(ties) > _NAMED:
         return f"{len(ties)} others cannot be told from it"
@@ -109,7 +118,7 @@ def _overview(findings: Findings, metric: Metric) -> str:
     for standing in decided:
         for name in standing.group:
             among[name] = among.get(name, 0) + 1
-        if len(standing.group) == 1 and standing.best is not None:
+        if standing.alone and standing.best is not None:
             alone[standing.best] = alone.get(standing.best, 0) + 1
     places = count(len(decided), "comparison")
     won = sorted(alone, key=lambda name: -alone[name])
@@ -118,7 +127,7 @@ def _overview(findings: Findings, metric: Metric) -> str:
         text += f"Best alone: {join([f'{name} in {alone[name]}' for name in won[:_NAMED]])}. "
     if not won or sum(alone.values()) < len(decided):
         left = len(decided) - sum(alone.values())
-        text += f"In {left} the best is a tie. "
+        text += f"In {left} nothing is best alone. "
     always = [name for name, number in among.items() if number == len(decided)]
     if always and len(always) <= 2 * _NAMED:
         text += f"Never worse than the best: {join(always)}."
@@ -139,7 +148,7 @@ def _in_short(findings: Findings, metric: Metric) -> str:
     for found in decided.values():
         names = [name for name in findings.layout.settings if name in found.group]
         tied = join(names) if len(names) <= _NAMED else f"{len(names)} settings"
-        key = f"{tied} alone" if len(names) == 1 else f"{tied} tied"
+        key = f"{tied} tied" if len(names) > 1 else f"{tied} alone" if found.alone else f"{tied}, others not judged"
         groups[key] = groups.get(key, 0) + 1
     ordered = sorted(groups.items(), key=lambda group: -group[1])
     parts = [f"{group} in {number}" for group, number in ordered[:_NAMED]]
@@ -165,11 +174,19 @@ def limits(findings: Findings, metric: Metric) -> list[str]:
             f"bootstrap interval over {drawn}, and a p-value below 5 % after Holm's correction for the comparisons at "
             "one place to say so. The best is picked by the numbers it is then compared by, which flatters it a little."
         )
+    if seeds == 2:
+        found.append("Two seeds are the fewest that anything can be said from; intervals from two are very wide.")
     still = sum("changes nothing" in c.why for c in comparisons)
     if still:
         found.append(
             f"{told(count(still, 'comparison'))} of runs that the seed does not change: one measurement, no verdict."
         )
+    if findings.results.missing:
+        more = count(findings.results.missing, "run")
+        found.append(
+            f"The study is not finished: {more} more {'is' if findings.results.missing == 1 else 'are'} to come."
+        )
+    found += findings.results.notes
     failed = [cell for cell in layout.cells if cell.status == "failed"]
     if failed:
         names = list(dict.fromkeys(layout.setting(cell) for cell in failed))

@@ -36,7 +36,7 @@ def value_axis(
     write = show or plain
     if log:
         low, high = low / 1.05, high * 1.05
-        axis._set_axes_scale("log")
+        (axis.axes.set_xscale if axis.axis_name == "x" else axis.axes.set_yscale)("log")
         axis.set_minor_locator(NullLocator())
     else:
         pad = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
@@ -88,8 +88,9 @@ def _log_ticks(low: float, high: float, most: int) -> list[float]:
     found: list[float] = []
     for digits in choices:
         found = [d * 10.0**e for e in decades for d in digits if low <= d * 10.0**e <= high]
-        if len(found) <= most:
-            break
-    if len(found) > most:
-        found = found[:: math.ceil(len(found) / most)]
-    return found if len(found) >= min(3, most) else _ticks(low, high, max(1, most - 1))
+        if min(3, most) <= len(found) <= most:
+            return found
+    if high < 10 * low:
+        return _ticks(low, high, max(1, most - 1))
+    found = [d * 10.0**e for e in decades for d in (1, 3) if low <= d * 10.0**e <= high]
+    return found[:: math.ceil(len(found) / most)]

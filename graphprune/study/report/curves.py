@@ -123,9 +123,12 @@ def _shared(findings: Findings, shown: Sequence[Shown], canvas: Canvas) -> Figur
     names = [name for name in layout.settings if any(name in _lines(findings, *panel) for panel in shown)]
     direct = len(names) <= DIRECT
     columns = min(len(shown), 3 if canvas.wide else 1)
-    ends = max((width_of(name, canvas.font) for name in names), default=0.0) + 0.15
-    right = min(ends, 1.3) if direct else 0.12
-    head = 0.06 if direct else legend_height(names, canvas)
+    known = [(metric, _dense(findings, metric, facet)) for metric, facet in shown]
+    baselines = [metric.show(dense) for metric, dense in known if dense is not None]
+    ends = [*names, *(f"dense {text}" for text in baselines)] if direct else [*baselines, ""]
+    right = min(max(width_of(text, canvas.font) for text in ends) + 0.15, 1.3)
+    keys = [*names, *(["dense model"] if baselines else [])]
+    head = 0.06 if direct else legend_height(keys, canvas)
     titled = any(layout.title(facet) for _, facet in shown)
     height = {1: 4.2, 2: 3.3, 3: 2.6}[columns] if canvas.wide else 2.5
     grid = Grid(canvas, len(shown), columns, height, 0.76, right, 0.32 if titled else 0.16, 0.55, head)
@@ -140,14 +143,14 @@ def _shared(findings: Findings, shown: Sequence[Shown], canvas: Canvas) -> Figur
             if name in lines:
                 handles[name] = _line(findings, panel, lines[name], _aside(findings, number), **look(number))
         if dense is not None:
-            _dense_line(panel, metric, dense, canvas)
+            handles["dense model"] = _dense_line(panel, metric, dense, canvas, label=not direct)
         if direct:
-            _end_labels(findings, panel, lines, grid, canvas, right)
+            _end_labels(findings, panel, metric, lines, dense, grid, canvas)
         panel.set_title(fit(layout.title(facet), grid.panel_width, canvas.font))
         panel.set_ylabel(fit(told(metric.label), height, canvas.font))
         panel.set_xlabel(layout.across or "")
     if not direct:
-        add_legend(figure, [handles[name] for name in names], names, canvas)
+        add_legend(figure, [handles[name] for name in keys], keys, canvas)
     return figure
 
 
@@ -155,8 +158,11 @@ def _aside(findings: Findings, number: int) -> float:
     """A small step to the side, so that bars of different settings do not hide each other."""
     positions, count = findings.layout.positions, len(findings.layout.settings)
     gaps = [b - a for a, b in itertools.pairwise(positions) if b > a]
-    room = min(0.2, 0.03 * count) if findings.layout.numeric else 0.6
-    return (number - (count - 1) / 2) / max(1, count) * room * min(gaps, default=1.0)
+    if findings.layout.numeric:
+        room = min(min(0.2, 0.03 * count) * min(gaps, default=1.0), 0.08 * (positions[-1] - positions[0]))
+    else:
+        room = 0.6
+    return (number - (count - 1) / 2) / max(1, count) * room
 
 
 def _line(findings: Findings, panel: Axes, line: Sequence[Estimate | None], aside: float, **style: Any) -> Any:
@@ -189,26 +195,31 @@ def _points_axis(findings: Findings, panel: Axes, canvas: Canvas, width: float) 
     panel.set_xticks(positions, points)
 
 
-def _dense_line(panel: Axes, metric: Metric, dense: float, canvas: Canvas) -> None:
-    panel.axhline(dense, color=FAINT, linestyle=(0, (4, 3)), linewidth=1.0, zorder=0)
-    low, high = panel.get_ylim()
-    place = (math.log(dense / low) / math.log(high / low)) if metric.ratio else (dense - low) / (high - low)
-    panel.annotate(
-        f"dense {metric.show(dense)}",
-        (0.0, dense),
-        (3, 2.5 if place < 0.85 else -2.5),
-        xycoords=("axes fraction", "data"),
-        textcoords="offset points",
-        va="bottom" if place < 0.85 else "top",
-        color=FAINT,
-        fontsize=canvas.font - 1,
-        bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.85},
-    )
+def _dense_line(panel: Axes, metric: Metric, dense: float, canvas: Canvas, *, label: bool) -> Any:
+    """A dashed line, its value beside its end; what settings are called may stand there, too."""
+    if label:
+        panel.annotate(
+            metric.show(dense),
+            (1.0, dense),
+            (3, 0),
+            xycoords=("axes fraction", "data"),
+            textcoords="offset points",
+            va="center",
+            color=FAINT,
+            fontsize=canvas.font - 1,
+            annotation_clip=False,
+        )
+    return panel.axhline(dense, color=FAINT, linestyle=(0, (4, 3)), linewidth=1.0, zorder=0)
 
 
-def _end_labels(findings: Findings, panel: Axes, lines: Lines, grid: Grid, canvas: Canvas, room: float) -> None:
-    """Names beside the last points, moved apart."""
+def _end_labels(
+    findings: Findings, panel: Axes, metric: Metric, lines: Lines, dense: float | None, grid: Grid, canvas: Canvas
+) -> None:
+    """Names beside the last points, and that of the dense model beside its line, moved apart."""
     last = {name: next(e for e in reversed(line) if e is not None).mean for name, line in lines.items()}
+    colors = {name: look(findings.layout.settings.index(name))["color"] for name in last}
+    if dense is not None:
+        last[f"dense {metric.show(dense)}"] = dense
     low, high = panel.get_ylim()
     log = panel.get_yscale() == "log"
     places = [
@@ -216,16 +227,15 @@ def _end_labels(findings: Findings, panel: Axes, lines: Lines, grid: Grid, canva
         for y in last.values()
     ]
     moved = spread(places, canvas.font / 72 * 1.3, 0.05, grid.height)
-    for (name, _), place in zip(last.items(), moved, strict=True):
-        number = findings.layout.settings.index(name)
+    for name, place in zip(last, moved, strict=True):
         panel.annotate(
-            fit(name, room - 0.1, canvas.font),
+            fit(name, grid.right - 0.1, canvas.font),
             (1.0, place / grid.height),
             (4, 0),
             xycoords="axes fraction",
             textcoords="offset points",
             va="center",
-            color=look(number)["color"],
+            color=colors.get(name, FAINT),
             annotation_clip=False,
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from graphprune.study.report.axes import percent, value_axis
@@ -16,6 +16,7 @@ from graphprune.study.report.figures import (
     fit,
     fit_all,
     width_of,
+    wrap,
 )
 
 if TYPE_CHECKING:
@@ -65,6 +66,8 @@ def draw(panels: Sequence[Panel], canvas: Canvas, *, shared: bool = False) -> Fi
     height = max(len(panel.dots) for panel in panels) * canvas.font / 72 * 1.5 + 0.1
     bottom = 0.55 if any(panel.label for panel in panels) else 0.36
     grid = Grid(canvas, len(panels), columns, height, left, 0.2, 0.34, bottom, gutter=0.2 if shared else None)
+    if any(width_of(panel.title, canvas.font * 1.1) > grid.panel_width for panel in panels):
+        grid = replace(grid, top=0.5)  # titles of two lines
     short = dict(zip(names, fit_all(names, left - 0.12, canvas.font), strict=True))
     figure, axes = grid.make()
     for index, (axis, panel) in enumerate(zip(axes, panels, strict=True)):
@@ -109,5 +112,5 @@ def _panel(axis: Axes, panel: Panel, labels: Sequence[str], grid: Grid, canvas: 
     axis.set_yticks(range(len(panel.dots)), labels, fontsize=canvas.font)
     axis.tick_params(axis="y", length=0)
     axis.spines["left"].set_visible(False)
-    axis.set_title(fit(panel.title, grid.panel_width + 0.1, canvas.font), fontweight="bold")
+    axis.set_title(wrap(panel.title, grid.panel_width / 1.1, canvas.font), fontweight="bold")
     axis.set_xlabel(fit(panel.label, grid.panel_width + 0.3, canvas.font))

@@ -68,7 +68,7 @@ def reproduce_section(findings: Findings) -> Section:
         "The whole study, with this file; cells that are there already are not run again:",
         Code("study.yaml", study, "yaml"),
     ]
-    facts = [f"{name} {value}" for name, value in _versions(layout.cells).items()]
+    facts = [f"{name} {value}" for name, value in (_versions(layout.cells) or results.versions or {}).items()]
     if facts:
         blocks.append(Points([f"Ran with {', '.join(facts)}.", *_machine(layout.cells)]))
     if results.study.source:

@@ -16,7 +16,7 @@ class Part:
     Attributes:
         facet: its labels.
         suffix: of the names of its figures.
-        title: to begin captions with, such as ``for stories, joint: ``; empty where there is only one facet.
+        title: to begin captions with, such as ``for stories, mode joint: ``; empty where there is only one facet.
     """
 
     facet: tuple[str, ...]

@@ -188,8 +188,10 @@ def wrap(text: str, inches: float, points: float, lines: int = 2) -> str:
         good = [k for k in breaks if width_of(rest[:k].rstrip(), points) <= inches]
         if not good:
             break
-        found.append(rest[: good[-1]].rstrip())
-        rest = rest[good[-1] :].lstrip()
+        commas = [k for k in good if rest[k - 2 : k] == ", " and width_of(rest[k:], points) <= inches]
+        at = (commas or good)[-1]
+        found.append(rest[:at].rstrip())
+        rest = rest[at:].lstrip()
     return "\n".join([*found, fit(rest, inches, points)])
 
 

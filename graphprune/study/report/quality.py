@@ -17,7 +17,7 @@ def section(findings: Findings) -> Section | None:
         if number == 0:
             blocks += curves.pictures(findings, metric)
         if number == 0 or layout.across is None:
-            blocks += ranking.blocks(findings, metric)
+            blocks += ranking.blocks(findings.judging, metric)
     others = curves.others(findings, findings.metrics[1:])
     # Many small panels are for those who look for one of them.
     apart = len(layout.facets) * (len(findings.metrics) - 1) > _PANELS

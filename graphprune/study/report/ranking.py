@@ -9,6 +9,7 @@ from functools import partial
 from graphprune.study.findings import Findings
 from graphprune.study.layout import Place
 from graphprune.study.metrics import Metric
+from graphprune.study.records import CellRecord
 from graphprune.study.report.curves import file_name
 from graphprune.study.report.dots import Dot, Panel, draw
 from graphprune.study.report.facets import Part, per_facet
@@ -53,10 +54,7 @@ def _panel(findings: Findings, metric: Metric, place: Place, order: Sequence[str
         if name not in standing.estimates:
             cells = layout.select(place.facet, place.point, name)
             if cells or order:
-                failed = [cell.error for cell in cells if cell.status == "failed"]
-                dots.append(
-                    Dot(name, math.nan, note=f"failed: {failed[0].partition(':')[0]}" if failed else "not measured")
-                )
+                dots.append(Dot(name, math.nan, note=_missing(metric, cells)))
     if order:
         places = {name: number for number, name in enumerate([*order, *(n for n in layout.settings if n not in order)])}
         dots.sort(key=lambda dot: places[dot.name])
@@ -66,6 +64,14 @@ def _panel(findings: Findings, metric: Metric, place: Place, order: Sequence[str
     # The dense model is a far line that squeezes everything else, unless it is near.
     near = dense is not None and (0.75 * min(values) < dense < 1.33 * max(values))
     return Panel(layout.at(place.point), metric.label, dots, metric.ratio, not metric.ratio, dense if near else None)
+
+
+def _missing(metric: Metric, cells: Sequence[CellRecord]) -> str:
+    """Why there is no number."""
+    failed = [cell.error for cell in cells if cell.status == "failed"]
+    if failed:
+        return f"failed: {failed[0].partition(':')[0]}"
+    return "not finite" if any(math.isinf(metric.value(cell)) for cell in cells) else "not measured"
 
 
 def _words(findings: Findings, metric: Metric, place: Place) -> str:

@@ -40,8 +40,8 @@ def section(findings: Findings) -> Section | None:
         return None
     text = (
         "In the layout of LoRAPrune's Table 4 (arXiv 2305.18403); in brackets the change against "
-        f"{layout.settings[0]}. Means over seeds. Scores that several runs share are computed once; the total counts "
-        "them for each, as if it had run alone. Times are of this machine, with whatever else it did."
+        f"{layout.settings[0]}. Means over seeds. The total is scoring, training and cutting, not evaluation; scores "
+        "that several runs share are counted for each of them. Times are of this machine, with whatever else it did."
     )
 
     def part(of: Part) -> list[Block]:
@@ -63,14 +63,16 @@ def _resources(findings: Findings) -> tuple[Resource, ...]:
         return seconds if seconds and cell.status == "done" else math.nan
 
     def total(cell: CellRecord) -> float:
-        missing = max(0.0, shared.get(cell.scores, 0.0) - _stage(cell, "score"))
-        return cell.seconds + missing if cell.status == "done" else math.nan
+        stages = cell.report.stages if cell.report is not None else ()
+        rest = [stage.seconds for stage in stages if stage.name in _PRUNING and stage.name != "score"]
+        scoring = score(cell)
+        return sum(rest) + (scoring if math.isfinite(scoring) else 0.0) if rest else math.nan
 
     return (
         Resource("time per step", _per_step, words.seconds),
         Resource("scoring", score, words.seconds),
-        Resource("memory on device", lambda cell: _peak(cell, lambda s: s.peak_device_bytes), words.size),
-        Resource("memory of the process", lambda cell: _peak(cell, lambda s: s.peak_rss_bytes), words.size),
+        Resource("device memory", lambda cell: _peak(cell, lambda s: s.peak_device_bytes), words.size),
+        Resource("process memory", lambda cell: _peak(cell, lambda s: s.peak_rss_bytes), words.size),
         Resource("total time", total, words.seconds),
     )
 
@@ -134,6 +136,7 @@ def _table(findings: Findings, place: Place, resources: Sequence[Resource], *, h
     layout = findings.layout
     metrics = findings.metrics[:1]
     first = layout.settings[0]
+    resources = [resource for resource in resources if any(_means(findings, place, resource).values())]
     head = [layout.series, *(resource.name for resource in resources), *(metric.label for metric in metrics)]
     columns = [(_means(findings, place, resource), resource.show, True) for resource in resources]
     for metric in metrics:

@@ -3,11 +3,12 @@
 import base64
 import re
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
+from importlib import import_module
 
 import pytest
 
-import graphprune.study.report as report
 from graphprune.errors import MissingExtraError
 from graphprune.study.findings import Findings
 from graphprune.study.report import sections, write_report
@@ -156,16 +157,30 @@ def test_nothing_but_failures(tmp_path):
     assert [section.name for section in sections(Findings(results))] == ["answer", "runs", "reproduce"]
 
 
+def test_a_study_that_has_only_begun(tmp_path):
+    results = build(tmp_path, series=2, seeds=1, ratios=(0.5,))
+    begun = replace(results, cells=(), dense=(), missing=2)
+    write_report(begun, tmp_path)
+    page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert "No quality is known: of 0 runs 0 failed, the others measured none." in page.words
+    half = Findings(replace(results, cells=results.cells[:1], missing=1))
+    assert "1 run more is to come" in " ".join(limits(half, half.metrics[0]))
+
+
 def test_texts_cannot_break_the_page(tmp_path):
     results = build(tmp_path, series=2, seeds=1, ratios=(0.5,))
     study = results.study.model_copy(update={"title": "<script>alert(1)</script> & more"})
-    write_report(type(results)(study=study, cells=results.cells, dense=results.dense, folder=tmp_path), tmp_path)
+    write_report(replace(results, study=study), tmp_path)
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "<script>alert" not in text and "&lt;script&gt;alert(1)&lt;/script&gt; &amp; more" in text
 
 
 def test_without_the_extra_it_is_named_before_anything_is_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "find_spec", lambda name: None if name == "matplotlib" else sys.modules)
+    monkeypatch.setattr(
+        import_module("graphprune.study.report"),
+        "find_spec",
+        lambda name: None if name == "matplotlib" else sys.modules,
+    )
     with pytest.raises(MissingExtraError, match=r"matplotlib.*graphprune\[report\]"):
         write_report(build(tmp_path / "study", series=2, seeds=1), tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -26,7 +26,7 @@ assert files("graphprune.specs").joinpath("__init__.py").is_file()
 checkout = Path(__file__).resolve().parents[1]
 data = {
     f"graphprune/{folder.name}/{path.relative_to(folder).as_posix()}"
-    for folder in (checkout / "specs", checkout / "graphprune" / "demo", checkout / "graphprune" / "views")
+    for folder in (checkout / "specs", *(checkout / "graphprune" / name for name in ("demo", "study", "views")))
     for path in folder.rglob("*")
     if path.is_file() and path.suffix not in {".py", ".pyc"}
 }

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from graphprune.selection import Selection
     from graphprune.specfile import load_spec
     from graphprune.stream.apply import apply
+    from graphprune.study.results import Results
+    from graphprune.study.run import study
     from graphprune.trace import trace
 
 _HOMES = {
@@ -47,6 +49,7 @@ _HOMES = {
     "PrunePlan": "plan",
     "PruneResult": "engine.run",
     "PruneSpec": "schema",
+    "Results": "study.results",
     "Selection": "selection",
     "compose": "compose",
     "apply": "stream.apply",
@@ -61,6 +64,7 @@ _HOMES = {
     "reshape": "reshape",
     "save": "checkpoint",
     "score": "score",
+    "study": "study.run",
     "trace": "trace",
 }
 
@@ -76,6 +80,7 @@ __all__ = [
     "PrunePlan",
     "PruneResult",
     "PruneSpec",
+    "Results",
     "Selection",
     "__version__",
     "apply",
@@ -91,6 +96,7 @@ __all__ = [
     "reshape",
     "save",
     "score",
+    "study",
     "trace",
 ]
 

@@ -37,6 +37,21 @@ def join() -> None:
     PartialState(cpu=not torch.accelerator.is_available(), timeout=_PATIENCE)
 
 
+def part_company() -> None:
+    """From here on this process is on its own, on the device that is meant for it, and :func:`join` finds nobody.
+
+    For whole runs that the processes of a launcher divide among them. Call it before anything is on a device.
+    """
+    # Counted without touching them; a Trainer takes the first one that it sees.
+    devices = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
+    if devices:
+        listed = devices.split(",")
+        os.environ["CUDA_VISIBLE_DEVICES"] = listed[int(os.environ.get("LOCAL_RANK", "0")) % len(listed)]
+    left = environment_alone()
+    for name in set(os.environ) - set(left) - {"RANK"}:  # which the command line looks at, to speak only once
+        del os.environ[name]
+
+
 def environment_alone() -> dict[str, str]:
     """The environment for a process that must not take itself for one of these."""
     prefixes = ("ACCELERATE_", "FSDP_", "TORCHELASTIC_", "ROLE_", "GROUP_", "MASTER_")

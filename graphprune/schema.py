@@ -271,6 +271,11 @@ class PruneSpec(Section):
         description="Which units compete: those of one group (layer), those of one role in all groups of a "
         "target (role), or all units of a target (global). Beyond layer, sizes differ between layers.",
     )
+    coupled: bool = Field(
+        True,
+        description="Whether all tensors of a group lose the same units. false: each loses its own, an ablation for "
+        "modes separate and none whose result can be measured and not written.",
+    )
     criterion: CriterionSpec = Field(
         default_factory=lambda: CriterionSpec.model_validate("lora"),
         description="How importance is judged.",
@@ -286,6 +291,18 @@ class PruneSpec(Section):
     data: Data | None = Field(None, description="Text to train and calibrate on; may be given at run time.")
     export: Export = Field(Export(), description="What to write.")
     seed: int = Field(0, ge=0, le=2**32 - 1, description="Seed of everything random.")
+
+    @model_validator(mode="after")
+    def _check(self) -> PruneSpec:
+        against = {
+            "training.mode: joint": self.training.mode == "joint",
+            "training.rounds above 1": self.training.rounds > 1,
+            "quantization": self.quantization is not None,
+        }
+        clashes = [what for what, present in against.items() if present]
+        if not self.coupled and clashes:
+            raise ValueError(f"coupled: false is for one-shot pruning in full precision, got {', '.join(clashes)} too")
+        return self
 
 
 def json_schema() -> dict[str, Any]:

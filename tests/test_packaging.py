@@ -68,7 +68,7 @@ def test_every_data_file_has_a_pattern(repository: Path, pyproject: dict):
     """A recipe or a demo file that no pattern matches would be missing from the wheel without a word."""
     patterns = pyproject["tool"]["setuptools"]["package-data"]
     missed = []
-    for package in ("graphprune.specs", "graphprune.demo", "graphprune.views"):
+    for package in ("graphprune.specs", "graphprune.demo", "graphprune.study.report", "graphprune.views"):
         folder = repository / package.replace(".", "/")
         matched = {path for pattern in patterns[package] for path in folder.glob(pattern)}
         missed += [

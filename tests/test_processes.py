@@ -68,3 +68,16 @@ def test_two_processes():
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     multiprocessing.spawn(meet, (port,), nprocs=2)
+
+
+def test_a_process_that_parts_company_is_alone_on_its_device(monkeypatch):
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    processes.part_company()
+    processes.join()
+    assert processes.count() == 1 and processes.is_main()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "7"
+    assert "WORLD_SIZE" not in os.environ and os.environ["RANK"] == "3"

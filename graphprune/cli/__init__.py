@@ -9,7 +9,7 @@ import warnings
 
 import typer
 
-from graphprune.cli import apply, compose, eval, init, prune, quickstart, schema, trace, validate  # noqa: A004 - a verb
+from graphprune.cli import apply, compare, compose, eval, init, prune, quickstart, schema, studies, trace, validate  # noqa: A004 - a verb
 from graphprune.cli.console import Verbs
 
 app = typer.Typer(
@@ -23,7 +23,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for _verb in (quickstart, trace, init, validate, prune, apply, compose, eval, schema):
+for _verb in (quickstart, trace, init, validate, prune, apply, compose, eval, compare, studies, schema):
     app.command(_verb.__name__.rsplit(".", 1)[-1])(_verb.command)
 
 

@@ -2,52 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel
 
-from graphprune.checkpoint import load
-from graphprune.checkpoint.config import auto_for, read_config
-from graphprune.checkpoint.manifest import MANIFEST, Manifest
-from graphprune.checkpoint.source import check_config
+from graphprune.checkpoint.manifest import Manifest
+from graphprune.checkpoint.structure import check_name, structure
 from graphprune.declare import trace_with
-from graphprune.errors import CheckpointError, DataError, GraphPruneError
+from graphprune.errors import DataError, GraphPruneError
 from graphprune.graph import DependencyGraph
 from graphprune.specfile import load_spec
 from graphprune.trace import trace
 
-_EXPECTED = "expected a model as a hub id, a local folder or a config file"
-
-
-def structure(name: str, *, task: str | None = None, trust_remote_code: bool = False) -> PreTrainedModel:
-    """The model without weights, on the meta device; a folder that graphprune wrote is loaded with them.
-
-    Args:
-        name: a Hub id, a folder, or a config file.
-        task: what the model is for (:data:`graphprune.tasks.TASKS`); by default its config says so.
-        trust_remote_code: run modelling code that comes with the checkpoint.
-
-    Raises:
-        CheckpointError: if there is no such checkpoint, its config cannot be read or built, or its code is not
-            trusted.
-    """
-    check_name(name)
-    if Path(name).is_dir():
-        check_config(Path(name))
-    if (Path(name) / MANIFEST).is_file():
-        return load(name, verify=False)  # its config may be that of the unpruned model
-    try:
-        config = read_config(name, trust_remote_code=trust_remote_code)
-        auto = auto_for(name, config, task, trust_remote_code=trust_remote_code)
-        with torch.device("meta"):
-            model: PreTrainedModel = auto.from_config(config, trust_remote_code=trust_remote_code)
-    except CheckpointError:
-        raise
-    except Exception as error:  # a config can make transformers raise anything, its own classes included
-        raise CheckpointError(_no_model(name, error)) from error
-    return model
+__all__ = ["check_file", "check_name", "check_text", "device_of", "graph_of", "structure", "told"]
 
 
 def graph_of(
@@ -61,23 +28,6 @@ def graph_of(
     wanted = load_spec(spec) if spec is not None else None
     model = structure(name, task=task, trust_remote_code=trust_remote_code)
     return trace(model) if wanted is None else trace_with(model, wanted, source=spec or "")
-
-
-def check_name(name: str) -> None:
-    """Refuses at once what can only be a path and is not there, instead of asking the hub for it.
-
-    Raises:
-        CheckpointError: if ``name`` reads as a path and there is no such folder or file.
-    """
-    looks_local = name.startswith((".", "~", os.sep)) or name.count("/") > 1 or name.endswith(("/", ".json"))
-    if looks_local and not Path(name).exists():
-        raise CheckpointError(f"{_EXPECTED}, got '{name}': no such folder or file")
-
-
-def _no_model(name: str, error: Exception) -> str:
-    found = "a folder" if Path(name).is_dir() else "a file" if Path(name).is_file() else "no such folder"
-    reason = " ".join(str(error).split("\n")[:2]).strip() or type(error).__name__
-    return f"{_EXPECTED}, got '{name}' ({found}): {reason}"
 
 
 def told(folder: Path) -> list[str]:

@@ -57,9 +57,9 @@ def load_blocks(
     where there is one, after it. Token ids are taken as they come: nothing is put between them.
 
     Args:
-        data: the ``data`` section of a spec, a file (``.jsonl`` is read as such, anything else as one
-        document of
-            plain text), a list of documents, token ids per document, or token ids of shape (n, length).
+        data: the ``data`` section of a spec, a file (``.jsonl`` is read as such, anything else as one document of
+            plain text), a list of documents, token ids per document, or token ids of shape (n, length). Blocks are
+            given back.
         sequence_length: tokens per block.
         tokenizer: a Hugging Face tokenizer; needed for text.
         limit: stop reading after this many blocks.
@@ -67,6 +67,8 @@ def load_blocks(
     Raises:
         DataError: nothing to read, not one block, malformed lines, or text without a tokenizer.
     """
+    if isinstance(data, Blocks):
+        return _as_they_are(data, sequence_length)
     source, documents = token_documents(data, tokenizer)
     wanted = None if limit is None else limit * sequence_length
     parts: list[torch.Tensor] = []
@@ -85,6 +87,15 @@ def load_blocks(
         )
     count = total // sequence_length if limit is None else min(total // sequence_length, limit)
     return Blocks(torch.cat(parts)[: count * sequence_length].view(count, sequence_length), source)
+
+
+def _as_they_are(blocks: Blocks, sequence_length: int) -> Blocks:
+    length = blocks.ids.shape[1]
+    if length != sequence_length:
+        raise DataError(
+            f"{blocks.source} is in sequences of {length} tokens already; training.sequence_length is {sequence_length}"
+        )
+    return blocks
 
 
 def check_enough(data: Dataset[Any], batch_size: int, setting: str = "training.batch_size") -> None:

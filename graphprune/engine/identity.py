@@ -43,6 +43,7 @@ class Identity(BaseModel):
         shapes: hash of the names, shapes and number formats of all tensors.
         weights: hash of a few values of every tensor that the run does not change.
         data: fingerprint of the training data, where it is known.
+        scores: hash of the scores that were given to the run, where it was given some.
         versions: of what computes. A difference is said, and is no obstacle.
     """
 
@@ -55,14 +56,16 @@ class Identity(BaseModel):
     shapes: str
     weights: str
     data: str = ""
+    scores: str = ""
     versions: dict[str, str]
 
     @classmethod
-    def of_run(cls, spec: PruneSpec, graph: DependencyGraph, model: nn.Module, data: str) -> Identity:
-        """The identity of a whole run: ``model`` as it came, ``data`` the fingerprint of its training data."""
+    def of_run(cls, spec: PruneSpec, graph: DependencyGraph, model: nn.Module, data: str, scores: str = "") -> Identity:
+        """The identity of a whole run: ``model`` as it came, fingerprints of its training data and given scores."""
         facts = _model_facts(model, frozen_only=False)
         used = spec_of_run(spec)
-        return cls(spec=used, graph=graph.fingerprint, data=data, versions=library_versions(), **facts)
+        versions = library_versions()
+        return cls(spec=used, graph=graph.fingerprint, data=data, scores=scores, versions=versions, **facts)
 
     @classmethod
     def of_training(cls, spec: PruneSpec, steps: int, graph: DependencyGraph, model: nn.Module) -> Identity:
@@ -84,6 +87,8 @@ class Identity(BaseModel):
             found.append("model: expected the same names, shapes and number formats of its tensors, got others")
         elif self.model == now.model and self.weights != now.weights:
             found.append("model: expected the same weights, got others. Is it the same checkpoint and revision?")
+        if self.scores != now.scores:
+            found.append(f"scores: expected {_given(self.scores)}, got {_given(now.scores)}")
         if self.data != now.data:
             found.append(
                 f"training data: expected the fingerprint {self.data[:12] or _ABSENT}, got {now.data[:12] or _ABSENT}: "
@@ -129,6 +134,10 @@ def spec_differences(expected: Any, got: Any, path: str = "") -> list[str]:
 
 def _compared(what: str, expected: Any, got: Any) -> list[str]:
     return [] if expected == got else [f"{what}: expected {_shown(expected)}, got {_shown(got)}"]
+
+
+def _given(scores: str) -> str:
+    return f"given ones with the fingerprint {scores[:12]}" if scores else "none, as they are computed"
 
 
 def _shown(value: Any) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import Dataset
 from transformers import TrainerCallback, set_seed
 
-from graphprune import processes
+from graphprune import processes, ranking
 from graphprune.engine.adapters import attached, merge
 from graphprune.engine.callback import PruneCallback
 from graphprune.engine.completing import CompletingCallback
@@ -22,6 +22,7 @@ from graphprune.engine.pruner import PruneEvent
 from graphprune.engine.rounds import batches_of_round, choose
 from graphprune.engine.shared_folder import SharedFolder
 from graphprune.engine.training import train
+from graphprune.engine.uncoupled import choose_apart
 from graphprune.errors import DataError
 from graphprune.export.limits import Limits
 from graphprune.graph import DependencyGraph, Group
@@ -49,6 +50,7 @@ class Job:
         original: of a quantised model the one in full precision, which is what is cut; None where the model is that.
         folder: where the run keeps its state, and where it continues from; None keeps none.
         limits: what the export asks of sizes.
+        scores: at hand, so that nothing is scored, in modes none and separate.
     """
 
     model: nn.Module
@@ -61,6 +63,7 @@ class Job:
     original: Original | None = None
     folder: SharedFolder | None = None
     limits: Limits | None = None
+    scores: Mapping[str, torch.Tensor] | None = None
 
     @property
     def groups(self) -> tuple[Group, ...]:
@@ -98,8 +101,16 @@ def run_mode(job: Job) -> Outcome:
 def one_shot(job: Job) -> Outcome:
     """Scores and removes, once or in rounds, without training.
 
-    Of several processes each scores the same batches, and all of them go by what the main one has found.
+    Of several processes each scores the same batches, and all of them go by what the main one has found. Scores at hand
+    are taken instead.
     """
+    if not job.spec.coupled:
+        with job.stage("score"):
+            return _cut(job, *choose_apart(job.model, job.graph, job.spec, _batches(job, 0), job.limits))
+    if job.scores is not None:
+        with job.stage("rank"):
+            plan = ranking.plan(job.graph, job.spec, job.scores, limits=job.limits)
+        return _cut(job, plan, dict(job.scores))
     with job.stage("score"), processes.together():
         found = choose(job.model, job.graph, job.spec, lambda index: _batches(job, index), job.limits)
     plan, scores = processes.from_main(lambda: found)

@@ -12,7 +12,7 @@ from graphprune.checkpoint.folder import clear_partial
 from graphprune.checkpoint.manifest import MANIFEST
 from graphprune.engine.identity import spec_differences, spec_of_run
 from graphprune.engine.run_folder import RunFolder
-from graphprune.errors import CheckpointError
+from graphprune.errors import CheckpointError, SpecError
 from graphprune.report import Report
 from graphprune.schema import PruneSpec
 
@@ -34,8 +34,14 @@ def check_places(
         The folder that holds the state of the run until it is done, None for a run that keeps none.
 
     Raises:
+        SpecError: a folder for the result of a run that leaves nothing to write.
         CheckpointError: ``output`` is not empty, or there is an unfinished run that must not, or cannot, be continued.
     """
+    if not spec.coupled and (output is not None or checkpoints is not None):
+        raise SpecError(
+            "coupled: false is an ablation: what it leaves can be measured, and neither written nor continued. "
+            "Leave out the output and checkpoints folders, or set coupled: true."
+        )
     if resume and output is None and checkpoints is None:
         raise CheckpointError("resume: expected output or checkpoints, which say where the unfinished run is; got none")
     if output is not None:

@@ -43,6 +43,8 @@ def prepare(
     tokenizer: Any = None,
     train_data: TrainData | None = None,
     evaluation: TrainData | None = None,
+    *,
+    scored: bool = False,
 ) -> Sequences:
     """Reads no more text than the run needs.
 
@@ -53,23 +55,30 @@ def prepare(
             data set of examples with ``input_ids`` of equal lengths.
         evaluation: instead of ``spec.data.evaluation``. If there is neither, one training sequence in 20 is held
             out, at most 64, where enough are left to train on.
+        scored: whether scores are at hand, so that text is needed for training alone.
 
     Raises:
         DataError: needed text is missing, empty, or too short for one batch.
     """
     given: TrainData | Data | None = train_data if train_data is not None else spec.data
-    train = _train(spec, given, tokenizer) if needs_data(spec) else None
+    needed = needs_data(spec) and not (scored and given is None and spec.training.mode == "none")
+    train = _train(spec, given, tokenizer) if needed else None
     text = evaluation if evaluation is not None else (spec.data and spec.data.evaluation)
     if text is not None:
         blocks = load_blocks(text, sequence_length=spec.training.sequence_length, tokenizer=tokenizer)
         return Sequences(train, blocks, blocks.source)
     if not isinstance(train, Blocks):
         return Sequences(train, None)
-    count = min(len(train) // _HELD_OUT_SHARE, _HELD_OUT_MOST, len(train) - _batch_size(spec)[0])
+    return held_out(train, least=_batch_size(spec)[0], seed=spec.seed)
+
+
+def held_out(blocks: Blocks, *, least: int, seed: int) -> Sequences:
+    """One sequence in 20, at most 64, is kept to judge by, where at least ``least`` are left to train on."""
+    count = min(len(blocks) // _HELD_OUT_SHARE, _HELD_OUT_MOST, len(blocks) - least)
     if count < 1:
-        return Sequences(train, None)
-    kept, held_out = train.split(count, spec.seed)
-    return Sequences(kept, held_out, f"{count} sequences held out of {train.source}")
+        return Sequences(blocks, None)
+    train, judged = blocks.split(count, seed)
+    return Sequences(train, judged, f"{count} sequences held out of {blocks.source}")
 
 
 def positions(model: nn.Module) -> int | None:
@@ -126,6 +135,12 @@ def check_fits(sequences: Sequences, model: nn.Module, spec: PruneSpec) -> None:
             check_vocabulary(blocks, int(embedding.weight.shape[0]))
 
 
+def sequences_wanted(spec: PruneSpec) -> int:
+    """As many as the run reads before it begins anew."""
+    wanted = spec.training.rounds * spec.training.calibration_batches * spec.training.micro_batch
+    return wanted if spec.training.mode == "none" else max(wanted, spec.training.steps * spec.training.batch_size)
+
+
 def _train(spec: PruneSpec, data: TrainData | Data | None, tokenizer: Any) -> Dataset[Any]:
     if data is None:
         raise DataError(
@@ -136,14 +151,11 @@ def _train(spec: PruneSpec, data: TrainData | Data | None, tokenizer: Any) -> Da
     if not isinstance(data, (Data, *_DATASETS)):
         check_enough(cast(Dataset[Any], data), size, setting)
         return cast(Dataset[Any], data)
-    wanted = spec.training.rounds * spec.training.calibration_batches * spec.training.micro_batch
-    if spec.training.mode != "none":
-        wanted = max(wanted, spec.training.steps * spec.training.batch_size)
     blocks = load_blocks(
         data,
         sequence_length=spec.training.sequence_length,
         tokenizer=tokenizer,
-        limit=wanted + _HELD_OUT_MOST,
+        limit=sequences_wanted(spec) + _HELD_OUT_MOST,
     )
     check_enough(blocks, size, setting)
     return blocks

@@ -18,6 +18,7 @@ from graphprune.checkpoint.manifest import library_versions
 from graphprune.checkpoint.tiers import best_tier, load_line
 from graphprune.checkpoint.verify import Answer, without_adapter
 from graphprune.declare import declare
+from graphprune.engine import given
 from graphprune.engine.base import QuantisedBase
 from graphprune.engine.data import Blocks, example, fingerprint
 from graphprune.engine.documents import TrainData
@@ -31,7 +32,7 @@ from graphprune.engine.pruner import PruneEvent
 from graphprune.engine.shared_folder import SharedFolder
 from graphprune.engine.training import shared_out
 from graphprune.errors import CheckpointError, DistributedError, NonFiniteError, SpecError
-from graphprune.evaluate import perplexity
+from graphprune.evaluate import SegmentLosses, segment_losses
 from graphprune.export.fit import Fit, fit
 from graphprune.export.limits import Limits
 from graphprune.files import flush_all
@@ -61,6 +62,8 @@ class PruneResult:
         scores: what the units were chosen by; float32 of shape ``(size,)`` by group name.
         events: when units went, in a joint run.
         log: the Trainer's log lines.
+        losses: what the report's perplexities are of, segment by segment: ``before``, ``pruned`` and ``tuned``, where
+            they exist.
     """
 
     model: nn.Module
@@ -70,6 +73,7 @@ class PruneResult:
     scores: dict[str, torch.Tensor] = field(repr=False)
     events: tuple[PruneEvent, ...] = ()
     log: tuple[dict[str, float], ...] = field(default=(), repr=False)
+    losses: Mapping[str, SegmentLosses] = field(default_factory=dict, repr=False)
 
 
 def prune(
@@ -84,6 +88,7 @@ def prune(
     checkpoints: str | os.PathLike[str] | None = None,
     resume: bool = False,
     graph: DependencyGraph | None = None,
+    scores: Mapping[str, torch.Tensor] | None = None,
     progress: bool = True,
 ) -> PruneResult:
     """Prunes a model as a spec says: trace, score and train, cut, merge, measure, save, verify.
@@ -114,12 +119,18 @@ def prune(
             and none where there is no ``output``. It goes when the run is done.
         resume: continue an unfinished run. Where there is none, the run begins.
         graph: the model's dependency graph, if it is at hand; the spec's declared groups are added to it.
+        scores: in modes none and separate, what to choose the units by, as :func:`graphprune.score` computes it: by
+            group name float32 of shape ``(size,)``, higher = keep. Nothing is scored then. Those that an earlier run
+            gives back (:attr:`PruneResult.scores`) serve other ratios, scopes and modes.
         progress: whether to draw progress on the standard error stream.
 
     Raises:
-        SpecError: the spec is malformed, or does not fit the model.
+        SpecError: the spec is malformed, or does not fit the model, or scores are given to a joint run or for several
+            rounds.
+        PlanError: scores are given, but not those of all groups that the targets select.
         DataError: text is missing, or too short for one batch.
-        NonFiniteError: training diverged; names the group and the step. Or the pruned model's logits are no numbers.
+        NonFiniteError: training diverged; names the group and the step. Or the pruned model's logits, or given scores,
+            are no numbers.
         CheckpointError: the model cannot be read, ``output`` is not empty, or what was written fails its proof. Or
             there is an unfinished run and ``resume`` is off, or it was begun with another spec, model or data.
         DistributedError: the processes of the run differ in what they were given, or another one has failed.
@@ -127,6 +138,8 @@ def prune(
             continued.
     """
     spec = load_spec(spec)
+    if scores is not None:
+        given.check_mode(spec)
     check_launch()
     processes.join()
     place = processes.from_main(lambda: check_places(spec, output, checkpoints, resume=resume))
@@ -136,7 +149,7 @@ def prune(
         if spec.training.mode != "none":
             shared_out(spec.training)
         run.open(model, original)
-        run.read(train_data, evaluation, graph)
+        run.read(train_data, evaluation, graph, scores)
     with run.holding(folder):
         outcome = run.compute(folder)
         if output is not None:
@@ -147,7 +160,7 @@ def prune(
         folder.remove()
     assert run.graph is not None
     return PruneResult(
-        outcome.model, outcome.plan, run.graph, run.report(), outcome.scores, outcome.events, outcome.log
+        outcome.model, outcome.plan, run.graph, run.report(), outcome.scores, outcome.events, outcome.log, run.losses
     )
 
 
@@ -162,6 +175,8 @@ class _Run:
         self.graph: DependencyGraph | None = None
         self.sequences = Sequences(None, None)
         self.fit = Fit(spec, Limits(), "hf")
+        self.losses: dict[str, SegmentLosses] = {}
+        self._scores: dict[str, torch.Tensor] | None = None
         self._model: nn.Module | None = None
         self._facts: dict[str, Any] = {}
         self._notes: list[str] = []
@@ -194,7 +209,13 @@ class _Run:
             )
         self.base.check(self.model, original)
 
-    def read(self, train_data: TrainData | None, evaluation: TrainData | None, graph: DependencyGraph | None) -> None:
+    def read(
+        self,
+        train_data: TrainData | None,
+        evaluation: TrainData | None,
+        graph: DependencyGraph | None,
+        scores: Mapping[str, torch.Tensor] | None = None,
+    ) -> None:
         """Everything that can be found out before computing, and the measures of the model as it came."""
         check_purpose(self.model, self.spec, evaluation)
         with self.clock.stage("trace"):
@@ -204,8 +225,10 @@ class _Run:
             self._notes += validate.check(self.spec, self.graph)
             self.fit = fit(self.spec, self.graph, self.model)
             self._notes += self.fit.notes
+            if scores is not None:
+                self._scores = given.checked(scores, self.fit.spec, self.graph)
         with self.clock.stage("read text"):
-            self.sequences = prepare(self.spec, self.tokenizer, train_data, evaluation)
+            self.sequences = prepare(self.spec, self.tokenizer, train_data, evaluation, scored=scores is not None)
             check_fits(self.sequences, self.model, self.spec)
         if self.sequences.train is not None:
             self._facts["data_fingerprint"] = fingerprint(self.sequences.train)
@@ -215,14 +238,15 @@ class _Run:
     def _before(self, model: nn.Module) -> None:
         self._facts["before"] = measure(model)
         with self.base.visiting(model):
-            self._judge("perplexity_before", model)
+            self._judge("before", model)
 
     def holding(self, folder: SharedFolder | None) -> AbstractContextManager[None]:
         """Keeps the run's folder for the time of a ``with`` block."""
         if folder is None and processes.count() == 1:
             return nullcontext()
         assert self.graph is not None
-        identity = Identity.of_run(self.spec, self.graph, self.model, self._facts.get("data_fingerprint", ""))
+        data, scores = self._facts.get("data_fingerprint", ""), given.fingerprint(self._scores)
+        identity = Identity.of_run(self.spec, self.graph, self.model, data, scores)
         if not processes.same(identity.model_dump_json()):
             raise DistributedError(
                 f"the {processes.count()} processes of this run differ in the spec, the model, the data or the "
@@ -247,16 +271,17 @@ class _Run:
             limits=self.fit.limits,
             data=self.sequences.train,
             stage=self.clock.stage,
-            measure=lambda pruned: self._judge("perplexity_pruned", pruned),
+            measure=lambda pruned: self._judge("pruned", pruned),
             progress=self.progress,
             original=original,
             folder=folder,
+            scores=self._scores,
         )
         outcome = run_mode(job)
         self._model = bare(outcome.model)  # a quantised base is gone by now
         outcome.model.eval()
         if self.spec.training.mode != "none":
-            self._judge("perplexity_tuned", outcome.model)
+            self._judge("tuned", outcome.model)
         self._facts["after"] = measure(outcome.model)
         self._facts["plan"] = outcome.plan.summary()
         self._tier = tier = best_tier(outcome.model, self._targets)
@@ -338,13 +363,14 @@ class _Run:
         if self.sequences.evaluation is None:
             return
         with self.clock.stage("evaluate"):
-            self._facts[name] = perplexity(
+            self.losses[name] = segment_losses(
                 model,
                 None,
                 self.sequences.evaluation.ids,
                 length=self.spec.training.sequence_length,
                 batch_size=self.spec.training.micro_batch,
             )
+        self._facts[f"perplexity_{name}"] = self.losses[name].perplexity
 
     def _evaluation_note(self) -> str:
         length = self.spec.training.sequence_length

@@ -3,7 +3,7 @@
 from graphprune.evaluate.corpora import CORPORA, read_corpus
 from graphprune.evaluate.evaluation import Evaluation, Questions, evaluate
 from graphprune.evaluate.latency import Latency, latency
-from graphprune.evaluate.perplexity import perplexity
+from graphprune.evaluate.perplexity import SegmentLosses, perplexity, segment_losses
 from graphprune.evaluate.tasks import SUITES, TaskScore, run_tasks
 
 __all__ = [
@@ -12,10 +12,12 @@ __all__ = [
     "Evaluation",
     "Latency",
     "Questions",
+    "SegmentLosses",
     "TaskScore",
     "evaluate",
     "latency",
     "perplexity",
     "read_corpus",
     "run_tasks",
+    "segment_losses",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,23 @@ from graphprune.names import bare
 from graphprune.tasks import predicts_next_token
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class SegmentLosses:
+    """How well a model predicts each segment of a text.
+
+    Attributes:
+        values: the mean negative log-likelihood per predicted token of every segment, in order.
+    """
+
+    values: tuple[float, ...]
+
+    @property
+    def perplexity(self) -> float:
+        """Of the whole text: all segments have equally many tokens."""
+        mean = math.fsum(self.values) / len(self.values)
+        return math.exp(mean) if mean < 700 else math.inf
+
+
 def perplexity(
     model: nn.Module,
     tokenizer: Any | None,
@@ -45,21 +62,33 @@ def perplexity(
         DataError: if the model does not predict tokens or cannot read ``length`` of them, or if the text is missing,
             empty, or shorter than one segment. NonFiniteError: if the loss of a segment is NaN or infinite.
     """
+    return segment_losses(model, tokenizer, text, length=length, batch_size=batch_size).perplexity
+
+
+@torch.no_grad()
+def segment_losses(
+    model: nn.Module,
+    tokenizer: Any | None,
+    text: str | os.PathLike[str] | torch.Tensor,
+    *,
+    length: int = 128,
+    batch_size: int = 1,
+) -> SegmentLosses:
+    """What :func:`perplexity` is the mean of, segment by segment; arguments and errors as there."""
     base: Any = bare(model)
     if not predicts_next_token(base):
         raise DataError(f"perplexity needs a model that predicts the next token; {type(base).__name__} does not")
     segments = _segments(base, tokenizer, text, length)
     device = base.get_input_embeddings().weight.device
-    total = 0.0
+    found: list[float] = []
     with evaluating(model):
         for first in range(0, len(segments), batch_size):
-            total += _negative_log_likelihood(model, segments[first : first + batch_size].to(device), first)
-    mean = total / (len(segments) * (length - 1))
-    return math.exp(mean) if mean < 700 else math.inf
+            found += _negative_log_likelihoods(model, segments[first : first + batch_size].to(device), first)
+    return SegmentLosses(tuple(found))
 
 
-def _negative_log_likelihood(model: nn.Module, ids: torch.Tensor, first: int) -> float:
-    """Summed over the predicted tokens of ``ids``, shape (batch, length)."""
+def _negative_log_likelihoods(model: nn.Module, ids: torch.Tensor, first: int) -> list[float]:
+    """The mean over the predicted tokens of each row of ``ids``, shape (batch, length)."""
     logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
     losses = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none").reshape(len(ids), -1)
     broken = (~torch.isfinite(losses)).any(dim=1).nonzero().flatten().tolist()
@@ -68,7 +97,8 @@ def _negative_log_likelihood(model: nn.Module, ids: torch.Tensor, first: int) ->
             f"the loss of segment {first + broken[0]} is not finite, so there is no perplexity. "
             "Load the model in float32 or bfloat16 (float16 overflows), or look for NaN in its weights."
         )
-    return losses.double().sum().item()
+    means: list[float] = losses.cpu().double().mean(dim=1).tolist()  # some accelerators have no float64
+    return means
 
 
 def _segments(model: Any, tokenizer: Any, text: str | os.PathLike[str] | torch.Tensor, length: int) -> torch.Tensor:

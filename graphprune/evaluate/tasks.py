@@ -122,6 +122,30 @@ def check_tasks(tasks: Sequence[str]) -> None:
             _task(name, manager)
 
 
+def check_data(tasks: Sequence[str]) -> list[str]:
+    """Builds every task, its data included, and says what cannot be had; arguments as :func:`run_tasks`.
+
+    Raises:
+        MissingExtraError: if lm-eval is not installed.
+    """
+    try:
+        from lm_eval.tasks import TaskManager, get_task_dict
+    except ImportError:
+        raise MissingExtraError("lm-eval", "eval", "scoring on tasks") from None
+    manager = TaskManager()
+
+    def problem(name: str) -> str:
+        try:
+            get_task_dict([_task(name, manager)], manager)
+        except DataError as error:
+            return str(error)
+        except Exception as error:  # noqa: BLE001 data sets and templates can raise anything
+            return _failed(name, error)
+        return ""
+
+    return [told for asked in tasks for name in SUITES.get(asked, (asked,)) if (told := problem(name))]
+
+
 def _task(name: str, manager: Any) -> str | dict[str, Any]:
     """What lm-eval takes: the name of a task it knows, or the content of a task file."""
     template, is_local, data = name.partition("=")

@@ -37,7 +37,7 @@ class Report(BaseModel):
         notes: adjustments to what was asked, numbers that are missing, reasons.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
     format: int = 1
     model: str

@@ -20,6 +20,8 @@ from graphprune import load_spec
 from graphprune.cli import app
 from graphprune.graph import DependencyGraph
 from graphprune.schema import PruneSpec
+from graphprune.study.grid import grid
+from graphprune.study.studyfile import StudyFile, load_study
 from graphprune.validate import check
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -110,6 +112,10 @@ class Reader:
 
     def _yaml(self, block: Block) -> None:
         value = yaml.safe_load(block.text)
+        if isinstance(value, dict) and "vary" in value:
+            study = load_study(value)
+            grid(StudyFile(study), study.models or ["model"])
+            return
         whole = isinstance(value, dict) and "targets" in value
         if not whole:
             part = {"targets": value} if isinstance(value, list) else value

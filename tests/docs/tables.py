@@ -3,7 +3,8 @@
     python -m tests.docs.tables      # from the root of the repository: fills them in anew
 
 On a page a table stands between ``<!-- table: KIND NAME -->`` and ``<!-- end of table -->``; kinds are ``section`` (of
-a spec), ``criterion`` (its options), ``verb`` (its arguments and options) and ``tasks`` (what models are for).
+a spec or a study), ``criterion`` (its options), ``verb`` (its arguments and options) and ``tasks`` (what models are
+for).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pydantic import BaseModel
 from graphprune import declared, schema
 from graphprune.cli import app
 from graphprune.importance import criteria
+from graphprune.study import schema as study_schema
 from graphprune.tasks import TASKS
 
 PAGES = Path(__file__).resolve().parents[2] / "docs"
@@ -31,8 +33,9 @@ def filled(page: str) -> str:
 
 
 def section_table(name: str) -> str:
-    """The fields of a section of a spec."""
-    return model_table(getattr(schema if hasattr(schema, name) else declared, name))
+    """The fields of a section of a spec, or of a study."""
+    home = next(module for module in (schema, declared, study_schema) if hasattr(module, name))
+    return model_table(getattr(home, name))
 
 
 def criterion_table(name: str) -> str:

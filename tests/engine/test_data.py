@@ -100,3 +100,10 @@ def test_collate_refuses_ragged_examples_and_unknown_ones():
 
 def test_blocks_are_a_data_set():
     assert len(Blocks(torch.zeros(2, 4, dtype=torch.int64), "here")) == 2
+
+
+def test_blocks_are_taken_as_they_are():
+    blocks = load_blocks(torch.arange(64).view(4, 16), sequence_length=16)
+    assert load_blocks(blocks, sequence_length=16) is blocks
+    with pytest.raises(DataError, match=r"in sequences of 16 tokens already; training.sequence_length is 8"):
+        load_blocks(blocks, sequence_length=8)

@@ -97,3 +97,13 @@ def test_what_the_model_cannot_read_is_an_error(llama):
     spec = make_spec(sequence_length=65)
     with pytest.raises(SpecError, match="expected at most 64, the positions this model knows"):
         check_fits(prepare(spec, train_data=rows(50, 65)), llama, spec)
+
+
+def test_scores_at_hand_need_no_text_unless_there_is_some():
+    spec = make_spec("none")
+    with pytest.raises(DataError, match="needs text, got none"):
+        prepare(spec)
+    assert prepare(spec, scored=True).train is None
+    assert prepare(spec, train_data=rows(100), scored=True).evaluation is not None  # to judge by, as ever
+    with pytest.raises(DataError, match="needs text, got none"):
+        prepare(make_spec("separate"), scored=True)

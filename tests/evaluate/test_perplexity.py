@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from graphprune.errors import DataError, NonFiniteError
-from graphprune.evaluate import perplexity
+from graphprune.evaluate import perplexity, segment_losses
 from tests.decoders import tiny
 
 
@@ -96,3 +96,14 @@ def test_a_trained_model_on_real_text(shared_data):
     assert 3 < got < 7  # 3.67 with a start token before each story, which the protocol does not put there
     ids = torch.tensor(tokenizer(file.read_text())["input_ids"])
     assert got == pytest.approx(directly(model, ids, 256), rel=1e-4)
+
+
+def test_segments_one_by_one():
+    model = tiny("llama")
+    ids = torch.tensor(Letters()(TEXT)["input_ids"])
+    found = segment_losses(model, None, ids, length=16, batch_size=3)
+    assert found.perplexity == perplexity(model, None, ids, length=16, batch_size=3)
+    assert len(found.values) == len(ids) // 16
+    for index in (0, 4):
+        alone = perplexity(model, None, ids[index * 16 : (index + 1) * 16], length=16)
+        assert math.exp(found.values[index]) == pytest.approx(alone)

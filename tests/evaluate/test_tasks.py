@@ -117,3 +117,13 @@ def test_every_shipped_task_reads_the_same_fields():
 
 def test_the_headline_is_the_first_metric_where_none_is_normalised():
     assert TaskScore(metrics={"exact_match": 1.0}, errors={}, samples=1, few_shot=5).headline == "exact_match"
+
+
+def test_data_that_cannot_be_had_is_named_with_the_local_way(rows, tmp_path):
+    pytest.importorskip("lm_eval", reason="needs the extra 'eval'")
+    from graphprune.evaluate.tasks import check_data
+
+    assert check_data([f"multiple_choice={rows}"]) == []
+    first, second = check_data(["arc_easy", f"arc_easy={tmp_path / 'nowhere.jsonl'}"])
+    assert first.startswith("task 'arc_easy' could not be run: ") and "give local rows as arc_easy=FILE.jsonl" in first
+    assert second.startswith("task arc_easy: no file at ")

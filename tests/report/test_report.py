@@ -86,3 +86,9 @@ def test_other_files_are_no_reports(tmp_path):
     for name in ("x.json", "y.json"):
         with pytest.raises(CheckpointError, match="is no report"):
             Report.read(tmp_path / name)
+
+
+def test_a_perplexity_without_bound_is_kept(tmp_path):
+    report = REPORT.model_copy(update={"perplexity_tuned": float("inf")})
+    report.save(tmp_path)
+    assert Report.read(tmp_path / "report.json") == report

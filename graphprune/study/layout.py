@@ -12,11 +12,14 @@ from graphprune.study.results import Results
 
 MODEL, RATIO = "model", "ratio"
 
+Facet = tuple[str, ...]
+"""Labels of the axes that are apart."""
+
 
 class Place(NamedTuple):
     """Where settings are compared: labels of the axes that are apart, and the one along which they are followed."""
 
-    facet: tuple[str, ...]
+    facet: Facet
     point: str
 
 
@@ -91,7 +94,7 @@ class Layout:
         return tuple(map(float, range(len(self.points))))
 
     @cached_property
-    def facets(self) -> tuple[tuple[str, ...], ...]:
+    def facets(self) -> tuple[Facet, ...]:
         """Combinations of the other axes that occur, in the order of the grid."""
         return tuple(dict.fromkeys(self.facet(cell) for cell in self.cells))
 
@@ -100,7 +103,7 @@ class Layout:
         """Of all cells."""
         return tuple(sorted({cell.seed for cell in self.cells}))
 
-    def facet(self, cell: CellRecord) -> tuple[str, ...]:
+    def facet(self, cell: CellRecord) -> Facet:
         """The combination that a cell belongs to."""
         return tuple(cell.labels.get(axis, "") for axis in self.rest)
 
@@ -112,24 +115,24 @@ class Layout:
         """Which of the settings a cell ran."""
         return cell.labels.get(self.series, "")
 
-    def select(self, facet: tuple[str, ...], point: str | None = None, setting: str | None = None) -> list[CellRecord]:
+    def select(self, facet: Facet, point: str | None = None, setting: str | None = None) -> list[CellRecord]:
         """The cells of a facet, of one point and of one setting where they are given, in the order of the grid."""
         return self._by_place.get((facet, point, setting), [])
 
     @cached_property
-    def _by_place(self) -> dict[tuple[tuple[str, ...], str | None, str | None], list[CellRecord]]:
-        found: dict[tuple[tuple[str, ...], str | None, str | None], list[CellRecord]] = {}
+    def _by_place(self) -> dict[tuple[Facet, str | None, str | None], list[CellRecord]]:
+        found: dict[tuple[Facet, str | None, str | None], list[CellRecord]] = {}
         for cell in self.cells:
             for point in (self.point(cell), None):
                 for setting in (self.setting(cell), None):
                     found.setdefault((self.facet(cell), point, setting), []).append(cell)
         return found
 
-    def model(self, facet: tuple[str, ...]) -> str | None:
+    def model(self, facet: Facet) -> str | None:
         """The model of a facet; None where models are what is compared or followed."""
         return facet[self.rest.index(MODEL)] if MODEL in self.rest else None
 
-    def title(self, facet: tuple[str, ...]) -> str:
+    def title(self, facet: Facet) -> str:
         """What sets a facet apart from the others, in words; empty where there is only one."""
         varied = [(axis, label) for axis, label in zip(self.rest, facet, strict=True) if len(self.labels[axis]) > 1]
         return ", ".join(label if axis == MODEL else f"{axis} {label}" for axis, label in varied)

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 from click.testing import Result
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
+from graphprune import demo
 from graphprune.cli import app
 
 
@@ -26,6 +27,23 @@ def tiny(tmp_path_factory) -> Path:
         max_position_embeddings=64,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def little(tmp_path_factory) -> Path:
+    """One layer of 8 channels that reads 48 tokens, with the tokenizer of the demo decoder."""
+    folder = tmp_path_factory.mktemp("models") / "little"
+    config = LlamaConfig(
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        vocab_size=1024,
+        max_position_embeddings=48,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(demo.model_path()).save_pretrained(folder)
     return folder
 
 

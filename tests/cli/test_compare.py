@@ -5,7 +5,6 @@ import re
 import shlex
 
 import pytest
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from graphprune import demo
 from graphprune.study import report
@@ -25,23 +24,6 @@ seeds: 2
 """
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """One layer of 8 channels, with the tokenizer of the demo decoder."""
-    folder = tmp_path_factory.mktemp("models") / "little"
-    config = LlamaConfig(
-        hidden_size=8,
-        intermediate_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=1,
-        vocab_size=1024,
-        max_position_embeddings=48,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(demo.model_path()).save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture
 def text(tmp_path):
     file = tmp_path / "text.txt"
@@ -57,11 +39,11 @@ def study(tmp_path):
 
 
 @pytest.fixture
-def compared(run, study, model, text, tmp_path):
+def compared(run, study, little, text, tmp_path):
     """Runs the study with more options, one-shot and of one seed unless told otherwise."""
 
     def call(*more, folder="out", report=False):
-        options = ("--model", model, "--text", text, "--device", "cpu", "--set", "training.mode=none")
+        options = ("--model", little, "--text", text, "--device", "cpu", "--set", "training.mode=none")
         quiet = () if report else ("--no-report",)
         return run("compare", study, "--out", tmp_path / folder, *options, *quiet, *more)
 
@@ -127,9 +109,9 @@ def test_the_report_is_written_at_the_end(compared, monkeypatch, tmp_path):
     assert written == [(4, tmp_path / "out")]
 
 
-def test_what_the_report_needs_is_looked_for_first(refused, study, model, monkeypatch, tmp_path):
+def test_what_the_report_needs_is_looked_for_first(refused, study, little, monkeypatch, tmp_path):
     monkeypatch.setattr(report, "find_spec", lambda name: None)
-    told = refused("compare", study, "--out", tmp_path / "out", "--model", model)
+    told = refused("compare", study, "--out", tmp_path / "out", "--model", little)
     assert "the report of a study needs the package" in told and "or pass --no-report" in told
     assert not (tmp_path / "out").exists()
 
@@ -147,15 +129,15 @@ def test_what_the_report_needs_is_looked_for_first(refused, study, model, monkey
         (["--only", "abc"], "no cell has the key 'abc'"),
     ],
 )
-def test_refusals(options, told, run, study, model, text, tmp_path):
-    given = [] if "--model" in options else ["--model", model]
+def test_refusals(options, told, run, study, little, text, tmp_path):
+    given = [] if "--model" in options else ["--model", little]
     given += [] if "--text" in options else ["--text", text]
     result = run("compare", study, "--out", tmp_path / "out", "--no-report", "--device", "cpu", *given, *options)
     assert result.exit_code == 2 and told in result.stderr, result.output
     assert not (tmp_path / "out").exists()
 
 
-def test_a_study_may_be_a_dictionary_in_json(run, model, text, tmp_path):
+def test_a_study_may_be_a_dictionary_in_json(run, little, text, tmp_path):
     wanted = {
         "title": "t",
         "spec": {"targets": [{"role": "mlp.channel", "count": 1}]},
@@ -163,6 +145,6 @@ def test_a_study_may_be_a_dictionary_in_json(run, model, text, tmp_path):
     }
     file = tmp_path / "study.json"
     file.write_text(json.dumps(wanted))
-    options = ("--model", f"mine={model}", "--set", "training={mode: none, sequence_length: 16}", "--dry-run")
+    options = ("--model", f"mine={little}", "--set", "training={mode: none, sequence_length: 16}", "--dry-run")
     result = run("compare", file, "--out", tmp_path / "out", "--text", text, *options)
     assert "seed 2, mine, random" in result.stdout, result.output

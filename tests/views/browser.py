@@ -10,9 +10,13 @@ import select
 import shutil
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+LAPTOP, PHONE = {"width": 1366, "height": 768}, {"width": 390, "height": 844}
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 KEYS = {"/": 191, "[": 219, "]": 221, ",": 188, ".": 190, "Enter": 13, "Tab": 9, "Escape": 27}
 KEYS |= {"ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}
@@ -150,3 +154,13 @@ class Browser:
             url = told["request"]["url"]
             if not url.startswith(("file:", "about:", "data:")):
                 self.problems.append(f"asks for {url}")
+
+
+def running(profile: Path) -> Iterator[Browser]:
+    """A browser for the time of a fixture; its tests are skipped where there is none."""
+    program = find()
+    if program is None:
+        pytest.skip(f"needs one of the programs {', '.join(NAMES)}, found none")
+    browser = Browser(program, profile)
+    yield browser
+    browser.close()

@@ -15,20 +15,14 @@ import pytest
 import graphprune as gp
 from graphprune.views import html
 from tests.views import browser as chromium
+from tests.views.browser import LAPTOP, PHONE
 
 pytestmark = pytest.mark.slow
-
-LAPTOP, PHONE = {"width": 1366, "height": 768}, {"width": 390, "height": 844}
 
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory) -> Iterator[chromium.Browser]:
-    program = chromium.find()
-    if program is None:
-        pytest.skip(f"needs one of the programs {', '.join(chromium.NAMES)}, found none")
-    running = chromium.Browser(program, tmp_path_factory.mktemp("profile"))
-    yield running
-    running.close()
+    yield from chromium.running(tmp_path_factory.mktemp("profile"))
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from graphprune.study.findings import Findings
-from graphprune.study.layout import Place
+from graphprune.study.layout import Facet, Place
 from graphprune.study.metrics import Metric
 from graphprune.study.report.axes import percent, value_axis
 from graphprune.study.report.figures import (
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Facet = tuple[str, ...]
 Lines = dict[str, list[Estimate | None]]
 Shown = tuple[Metric, Facet]
 """A panel."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from graphprune.study.layout import Layout
+from graphprune.study.layout import Facet, Layout
 from graphprune.study.report.section import Block, Fold
 
 
@@ -19,7 +19,7 @@ class Part:
         title: to begin captions with, such as ``for stories, mode joint: ``; empty where there is only one facet.
     """
 
-    facet: tuple[str, ...]
+    facet: Facet
     suffix: str = ""
     title: str = ""
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from graphprune.evaluate.latency import Latency
 from graphprune.report.measures import Measures
 from graphprune.study.findings import Findings
-from graphprune.study.layout import Place
+from graphprune.study.layout import Facet, Place
 from graphprune.study.metrics import Metric
 from graphprune.study.records import CellRecord
 from graphprune.study.report import words
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Facet = tuple[str, ...]
 _CLOCK = 0.02
 """What repeated timings of the same thing differ by."""
 

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from graphprune.study.findings import Findings
-from graphprune.study.layout import Place
+from graphprune.study.layout import Facet, Place
 from graphprune.study.records import CellRecord
 from graphprune.study.report.axes import value_axis
 from graphprune.study.report.facets import Part, per_facet
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Facet = tuple[str, ...]
 Curve = list[tuple[float, float]]
 _STEPS = "#e3e3e3"
 

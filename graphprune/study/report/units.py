@@ -6,6 +6,7 @@ import numpy as np
 from torch import Tensor
 
 from graphprune.study.findings import Findings
+from graphprune.study.layout import Facet
 from graphprune.study.masks import kind, kinds
 from graphprune.study.records import CellRecord
 from graphprune.study.report import heat
@@ -15,8 +16,6 @@ from graphprune.study.report.section import Block, Section
 from graphprune.study.report.similarity import NAMES
 from graphprune.study.report.words import join, told
 from graphprune.study.statistics import Floats
-
-Facet = tuple[str, ...]
 
 
 def section(findings: Findings) -> Section | None:

@@ -14,21 +14,16 @@ import pytest
 from graphprune.study.report import write_report
 from tests.study.builder import build
 from tests.views import browser as chromium
+from tests.views.browser import LAPTOP, PHONE
 
 pytestmark = pytest.mark.slow
 
-LAPTOP, PHONE = {"width": 1366, "height": 768}, {"width": 390, "height": 844}
 LAYOUT = (Path(chromium.__file__).parent / "layout.js").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
 def tab(tmp_path_factory) -> Iterator[chromium.Browser]:
-    program = chromium.find()
-    if program is None:
-        pytest.skip(f"needs one of the programs {', '.join(chromium.NAMES)}, found none")
-    running = chromium.Browser(program, tmp_path_factory.mktemp("profile"))
-    yield running
-    running.close()
+    yield from chromium.running(tmp_path_factory.mktemp("profile"))
 
 
 @pytest.fixture
